@@ -1,0 +1,1 @@
+//! The conformance suites: each takes a backend and panics where it breaks its contract.

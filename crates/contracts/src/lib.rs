@@ -1,0 +1,45 @@
+//! The contracts of Fieldline: what services ask of the engines below them.
+//!
+//! A service holds an `Arc<dyn Trait>` and never knows which backend stands
+//! behind it; the `fieldline` program alone chooses. Each contract has a
+//! conformance suite (feature `conformance`) that every backend must pass.
+//! Contracts cost one dynamic call a batch, never one a message.
+//!
+//! This crate may import `fieldline-model` and nothing else of the workspace.
+
+pub mod bus;
+pub mod clock;
+pub mod commands;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+pub mod history;
+pub mod registry;
+pub mod state;
+
+use std::sync::Arc;
+
+pub use bus::{Bus, BusItem, Lagged, MemoryBus, Subscription, Topic, TopicFilter};
+pub use clock::{Clock, SystemClock, TestClock};
+pub use commands::{CommandError, Commands, Dispatch, NewCommand, Outcome, SessionHandle};
+pub use history::{History, HistoryError, HistoryStats, Order, Query, Retention};
+pub use registry::{
+    Actor, Audit, AuditAction, Draft, Kind, Page, Record, Registry, RegistryError, RegistryExt,
+};
+pub use state::{LastValue, MemoryState, Presence, State};
+
+/// The contracts that a service is given.
+#[derive(Clone)]
+pub struct Platform {
+    /// Configuration of accounts: devices, channels, users …
+    pub registry: Arc<dyn Registry>,
+    /// Messages and logs.
+    pub history: Arc<dyn History>,
+    /// Last values and presence.
+    pub state: Arc<dyn State>,
+    /// Live messages.
+    pub bus: Arc<dyn Bus>,
+    /// Commands to devices.
+    pub commands: Arc<dyn Commands>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+}

@@ -1,0 +1,1 @@
+//! Channels for devices over TCP, TLS and UDP.

@@ -1,0 +1,1 @@
+//! The pipeline as a library: resolve, validate, append, acknowledge, publish.

@@ -1,0 +1,1 @@
+//! Message store: write-ahead log, memtable, segments.

@@ -1,0 +1,1 @@
+//! MQTT broker for clients and devices.

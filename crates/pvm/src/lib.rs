@@ -1,0 +1,1 @@
+//! The protocol language: parser, checker, formatter, compiler and virtual machine.

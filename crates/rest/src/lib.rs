@@ -1,0 +1,1 @@
+//! REST API, WebSocket feed and console.

@@ -1,0 +1,1 @@
+//! Commands to whichever link holds the device.

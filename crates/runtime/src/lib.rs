@@ -1,0 +1,1 @@
+//! Configuration, signals, supervision, logs, metrics and TLS.

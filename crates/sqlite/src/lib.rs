@@ -1,0 +1,1 @@
+//! Registry on SQLite.

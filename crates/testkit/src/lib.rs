@@ -1,0 +1,1 @@
+//! Simulators, faulty disks and networks for tests.
