@@ -1,0 +1,286 @@
+//! The configuration file, judged whole before a port is bound.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// Why the configuration was refused: every problem at once.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read the configuration file `{path}`: {source}; check the path and its permissions", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or has an unknown key or a value of the wrong type.
+    #[error("the configuration file `{path}` is wrong:\n{message}", path = path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        message: String,
+    },
+    /// Values that cannot be.
+    #[error("the configuration is wrong:\n  - {}", .0.join("\n  - "))]
+    Invalid(Vec<String>),
+}
+
+/// The whole configuration; every key has a default.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The API and console.
+    pub http: HttpConfig,
+    /// The MQTT broker.
+    pub mqtt: MqttConfig,
+    /// Connections of devices.
+    pub gateway: GatewayConfig,
+    /// The message store.
+    pub store: StoreConfig,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+/// `[http]`: the API and console.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpConfig {
+    /// Address to listen on. Default `127.0.0.1:8080`.
+    pub listen: SocketAddr,
+    /// PEM file of the certificate chain; with `tls_key` it makes the listener HTTPS.
+    pub tls_certificate: Option<PathBuf>,
+    /// PEM file of the private key.
+    pub tls_key: Option<PathBuf>,
+    /// Requests a second that one account may make, averaged over ten seconds. Default 5,000; at least 1.
+    pub requests_per_s_max: u32,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            tls_certificate: None,
+            tls_key: None,
+            requests_per_s_max: 5_000,
+        }
+    }
+}
+
+/// `[mqtt]`: the MQTT broker.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MqttConfig {
+    /// Address to listen on without TLS. Default `127.0.0.1:1883`.
+    pub listen: SocketAddr,
+    /// Address to listen on with TLS; needs the two files below.
+    pub listen_tls: Option<SocketAddr>,
+    /// PEM file of the certificate chain.
+    pub tls_certificate: Option<PathBuf>,
+    /// PEM file of the private key.
+    pub tls_key: Option<PathBuf>,
+    /// Most clients at once. Default 10,000.
+    pub connections_max: usize,
+}
+
+impl Default for MqttConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 1883)),
+            listen_tls: None,
+            tls_certificate: None,
+            tls_key: None,
+            connections_max: 10_000,
+        }
+    }
+}
+
+/// `[gateway]`: connections of devices. Channels themselves are objects, not configuration.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GatewayConfig {
+    /// Event loops, each a thread of its own; 0 takes one for each core.
+    pub event_loops: usize,
+}
+
+/// `[store]`: the message store.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreConfig {
+    /// Bytes of a log file before the next is begun. Default 64 MiB; at least 1 MiB.
+    pub log_file_bytes: u64,
+    /// Bytes of messages held in memory before they are sealed. Default 32 MiB; at least 1 MiB.
+    pub memory_bytes_max: usize,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self { log_file_bytes: 64 << 20, memory_bytes_max: 32 << 20 }
+    }
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[log]`: logs.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// For people or machines.
+    pub format: LogFormat,
+    /// Filter such as `info` or `fieldline_gateway=debug,info`. The environment's `RUST_LOG` comes before it.
+    pub filter: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, filter: "info".to_owned() }
+    }
+}
+
+impl Config {
+    /// Reads and judges the file at `path`, or takes the defaults.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`], naming every problem.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let Some(path) = path else { return Ok(Self::default()) };
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let config: Self = toml::from_str(&text).map_err(|error| ConfigError::Parse {
+            path: path.to_owned(),
+            message: error.to_string(),
+        })?;
+        config.validate()
+    }
+
+    /// Checks what types cannot, and returns every problem at once.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Invalid`].
+    pub fn validate(self) -> Result<Self, ConfigError> {
+        let mut problems = Vec::new();
+        {
+            // Exhaustive on purpose: a new key does not compile until it is judged here.
+            let Self { http, mqtt, gateway, store, log } = &self;
+            let HttpConfig { listen: http_listen, tls_certificate, tls_key, requests_per_s_max } =
+                http;
+            let mut check = |holds: bool, problem: String| {
+                if !holds {
+                    problems.push(problem);
+                }
+            };
+            check(
+                tls_certificate.is_some() == tls_key.is_some(),
+                "http.tls_certificate and http.tls_key belong together: set both, or neither for plain HTTP".to_owned(),
+            );
+            for (key, file) in
+                [("http.tls_certificate", tls_certificate), ("http.tls_key", tls_key)]
+            {
+                check_file(key, file.as_deref(), &mut check);
+            }
+            check(
+                *requests_per_s_max >= 1,
+                "http.requests_per_s_max must be at least 1".to_owned(),
+            );
+            let MqttConfig { listen, listen_tls, tls_certificate, tls_key, connections_max } = mqtt;
+            check(
+                listen_tls.is_none() || (tls_certificate.is_some() && tls_key.is_some()),
+                "mqtt.listen_tls needs mqtt.tls_certificate and mqtt.tls_key".to_owned(),
+            );
+            for (key, file) in
+                [("mqtt.tls_certificate", tls_certificate), ("mqtt.tls_key", tls_key)]
+            {
+                check_file(key, file.as_deref(), &mut check);
+            }
+            check(
+                listen != http_listen || listen.port() == 0,
+                format!(
+                    "mqtt.listen and http.listen are both {listen}; give each a port of its own"
+                ),
+            );
+            check(*connections_max >= 1, "mqtt.connections_max must be at least 1".to_owned());
+            let GatewayConfig { event_loops } = gateway;
+            check(
+                *event_loops <= 256,
+                format!("gateway.event_loops is {event_loops}; at most 256 make sense"),
+            );
+            let StoreConfig { log_file_bytes, memory_bytes_max } = store;
+            check(
+                *log_file_bytes >= 1 << 20,
+                format!(
+                    "store.log_file_bytes is {log_file_bytes}; at least 1048576 (1 MiB) is needed"
+                ),
+            );
+            check(
+                *memory_bytes_max >= 1 << 20,
+                format!(
+                    "store.memory_bytes_max is {memory_bytes_max}; at least 1048576 (1 MiB) is needed"
+                ),
+            );
+            let LogConfig { format: _, filter } = log;
+            if let Err(error) = filter.parse::<tracing_subscriber::EnvFilter>() {
+                check(false, format!("log.filter `{filter}` is wrong: {error}"));
+            }
+        }
+        if problems.is_empty() { Ok(self) } else { Err(ConfigError::Invalid(problems)) }
+    }
+}
+
+fn check_file(key: &str, file: Option<&Path>, check: &mut impl FnMut(bool, String)) {
+    if let Some(path) = file {
+        let opened = std::fs::File::open(path);
+        let reason = opened.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        check(opened.is_ok(), format!("{key}: cannot read `{}`: {reason}", path.display()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Config::load(Some(file.path()))
+    }
+
+    #[test]
+    fn an_empty_file_is_the_defaults() {
+        assert_eq!(load("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let message = load("[http]\nlisten = \"127.0.0.1:1\"\nprot = 1\n").unwrap_err().to_string();
+        assert!(message.contains("line 3") && message.contains("prot"), "{message}");
+    }
+
+    #[test]
+    fn every_problem_is_said_at_once() {
+        let text = "[http]\ntls_key = \"/none.pem\"\n[store]\nmemory_bytes_max = 1\n[log]\nfilter = \"=\"\n";
+        let message = load(text).unwrap_err().to_string();
+        for part in ["belong together", "/none.pem", "memory_bytes_max is 1", "log.filter"] {
+            assert!(message.contains(part), "{part} is missing in: {message}");
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let message = Config::load(Some(Path::new("/nowhere.toml"))).unwrap_err().to_string();
+        assert!(message.contains("/nowhere.toml"), "{message}");
+    }
+}
