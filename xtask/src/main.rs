@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     };
     let result = match command {
         "up" => up(rest),
-        "test" => tests::run(rest),
+        "test" => tests::run_steps(rest),
         "bench" => bench::run_all(rest),
         "codegen" => codegen::run(rest.iter().any(|arg| arg == "--check")),
         "tidy" => tidy::run(),

@@ -20,7 +20,7 @@ const STEPS: &[Step] = &[
 ];
 
 /// Runs the steps named, or all.
-pub(crate) fn run(names: &[String]) -> Result<(), Failure> {
+pub(crate) fn run_steps(names: &[String]) -> Result<(), Failure> {
     for name in names {
         if !STEPS.iter().any(|(step, ..)| step == name) {
             let all: Vec<&str> = STEPS.iter().map(|(step, ..)| *step).collect();
