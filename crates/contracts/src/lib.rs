@@ -8,6 +8,7 @@
 //! This crate may import `fieldline-model` and nothing else of the workspace.
 
 pub mod bus;
+pub mod channels;
 pub mod clock;
 pub mod commands;
 #[cfg(feature = "conformance")]
@@ -19,6 +20,7 @@ pub mod state;
 use std::sync::Arc;
 
 pub use bus::{Bus, BusItem, Lagged, MemoryBus, Subscription, Topic, TopicFilter};
+pub use channels::{ChannelControl, ChannelStatus, ConnectionInfo};
 pub use clock::{Clock, SystemClock, TestClock};
 pub use commands::{CommandError, Commands, Dispatch, NewCommand, Outcome, SessionHandle};
 pub use history::{History, HistoryError, HistoryStats, Order, Query, Retention};

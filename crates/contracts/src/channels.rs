@@ -1,0 +1,70 @@
+//! `ChannelControl`: what management may ask of the links that hold channels open.
+
+use async_trait::async_trait;
+use fieldline_model::{AccountId, ChannelId, ConnectionId, DeviceId, Timestamp, Transport};
+use serde::{Deserialize, Serialize};
+
+/// How a channel fares.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelStatus {
+    /// Whether devices can connect now.
+    pub listening: bool,
+    /// Why not, or what is wrong although it listens (a certificate that cannot be read).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The address it listens on; the port is the real one where port 0 was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Connections held now, over UDP devices heard of within the idle timeout.
+    pub connections: u32,
+}
+
+/// One connection of a channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionInfo {
+    /// Its id.
+    pub id: ConnectionId,
+    /// The channel.
+    pub channel: ChannelId,
+    /// The device, once it has identified itself.
+    #[serde(default)]
+    pub device: Option<DeviceId>,
+    /// What the device calls itself.
+    #[serde(default)]
+    pub ident: Option<String>,
+    /// The address it comes from.
+    pub peer: String,
+    /// What carries its bytes.
+    pub transport: Transport,
+    /// When it was made.
+    pub connected_at: Timestamp,
+    /// When bytes last came.
+    #[serde(default)]
+    pub received_at: Option<Timestamp>,
+    /// Bytes received.
+    pub received_bytes: u64,
+    /// Bytes sent.
+    pub sent_bytes: u64,
+    /// Messages stored.
+    pub messages: u64,
+}
+
+/// Looks at channels and their connections, and closes these.
+///
+/// Channels are opened and changed by writing them to the `Registry`; this is
+/// for what is not configuration.
+#[async_trait]
+pub trait ChannelControl: Send + Sync + 'static {
+    /// How a channel fares; not listening for one that is unknown.
+    async fn status(&self, account: AccountId, channel: ChannelId) -> ChannelStatus;
+
+    /// The connections of a channel, oldest first; at most 10,000.
+    async fn connections(&self, account: AccountId, channel: ChannelId) -> Vec<ConnectionInfo>;
+
+    /// Closes a connection; false if there is no such one.
+    async fn close(&self, account: AccountId, channel: ChannelId, connection: ConnectionId)
+    -> bool;
+
+    /// What keeps enabled channels from listening, in words; empty when all do.
+    async fn problems(&self) -> Vec<String>;
+}
