@@ -168,7 +168,7 @@ pub trait History: Send + Sync + 'static {
     /// [`HistoryError::Corrupt`], [`HistoryError::Closed`].
     async fn last_values(
         &self,
-        visit: &mut (dyn FnMut(Series, &ParamName, &Value, Timestamp) + Send),
+        visit: &mut (dyn for<'a> FnMut(Series, &'a ParamName, &'a Value, Timestamp) + Send),
     ) -> Result<(), HistoryError>;
 
     /// Lets go of what is beyond `retention`. Returns the bytes set free.
