@@ -1,1 +1,13 @@
-//! Simulators, faulty disks and networks for tests.
+//! What tests and demonstrations stand on: simulated trackers, scripted sessions,
+//! and backends in memory whose failures a test decides.
+//!
+//! The simulators are also what `fieldline simulate` and `up --demo` run, so
+//! this crate stays light. It decodes nothing: the simulators' encoders are
+//! written by hand, apart from the protocol language, so that one checks the
+//! other. Start reading at [`fleet`].
+
+pub mod history;
+pub mod registry;
+
+pub use history::{Script, ScriptedHistory};
+pub use registry::MemoryRegistry;
