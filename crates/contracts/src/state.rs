@@ -41,6 +41,11 @@ pub trait State: Send + Sync + 'static {
     /// The last values of a device, by name.
     async fn get(&self, account: AccountId, device: DeviceId) -> BTreeMap<ParamName, LastValue>;
 
+    /// One last value of a device.
+    async fn value(&self, account: AccountId, device: DeviceId, param: &str) -> Option<LastValue> {
+        self.get(account, device).await.remove(param)
+    }
+
     /// The last values of several devices at once; only `params` if any are named.
     async fn get_many(
         &self,
@@ -171,6 +176,10 @@ impl State for MemoryState {
     async fn get(&self, account: AccountId, device: DeviceId) -> BTreeMap<ParamName, LastValue> {
         let shard = self.shard(device).read();
         shard.get(&(account, device)).map(|state| state.values.clone()).unwrap_or_default()
+    }
+
+    async fn value(&self, account: AccountId, device: DeviceId, param: &str) -> Option<LastValue> {
+        self.shard(device).read().get(&(account, device))?.values.get(param).cloned()
     }
 
     async fn get_many(
