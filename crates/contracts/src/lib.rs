@@ -11,7 +11,7 @@ pub mod bus;
 pub mod channels;
 pub mod clock;
 pub mod commands;
-#[cfg(feature = "conformance")]
+#[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod history;
 pub mod registry;

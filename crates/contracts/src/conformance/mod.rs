@@ -1,3 +1,6 @@
 //! The conformance suites: each takes a backend and panics where it breaks its contract.
 
+pub mod bus;
+pub mod history;
 pub mod registry;
+pub mod state;

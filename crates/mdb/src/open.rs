@@ -1,0 +1,269 @@
+//! Opening: what is on disk becomes what is in memory.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use fieldline_contracts::Clock;
+use fieldline_model::Series;
+use parking_lot::{Condvar, Mutex, RwLock};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use tracing::{error, info, warn};
+
+use crate::config::{MdbConfig, OpenError};
+use crate::dict::Dict;
+use crate::disk::{Disk, DiskFile};
+use crate::hash::FoldMap;
+use crate::memtable::{Memtable, Message};
+use crate::queue::Queue;
+use crate::shard::{Sealing, Shard, View};
+use crate::wal;
+use crate::writer::Writer;
+
+/// What opening a directory gives.
+pub(crate) struct Opened {
+    pub(crate) shards: Vec<Arc<Shard>>,
+    pub(crate) threads: Vec<JoinHandle<()>>,
+    pub(crate) lock: Box<dyn Send + Sync>,
+}
+
+/// The format this program writes.
+const FORMAT: u32 = 1;
+
+/// The file that says what the directory is.
+#[derive(Serialize, Deserialize)]
+struct StoreFile {
+    format: u32,
+    shards: u16,
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    let path = path.to_owned();
+    move |source| OpenError::Io { action, path, source }
+}
+
+/// All of a file.
+pub(crate) fn read_all(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
+    let length = usize::try_from(file.len()?).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// Puts a file in the place of another, whole or not at all, durably.
+pub(crate) fn replace(disk: &dyn Disk, dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let temporary = dir.join(format!("{name}.tmp"));
+    let file = disk.create(&temporary)?;
+    file.write_all_at(bytes, 0)?;
+    file.sync()?;
+    disk.rename(&temporary, &dir.join(name))?;
+    disk.sync_dir(dir)
+}
+
+/// The number in a name such as `wal-000000000001.log`.
+pub(crate) fn number_in(name: &str, prefix: &str, suffix: &str) -> Option<u64> {
+    name.strip_prefix(prefix)?.strip_suffix(suffix)?.parse().ok()
+}
+
+pub(crate) fn open(
+    disk: Arc<dyn Disk>,
+    dir: &Path,
+    mut config: MdbConfig,
+    clock: Arc<dyn Clock>,
+) -> Result<Opened, OpenError> {
+    config.validate()?;
+    disk.create_dir_all(dir).map_err(io_error("create", dir))?;
+    let lock_path = dir.join("LOCK");
+    let lock = disk.lock(&lock_path).map_err(|source| match source.kind() {
+        io::ErrorKind::WouldBlock => OpenError::Locked { path: dir.to_owned() },
+        _ => OpenError::Io { action: "lock", path: lock_path, source },
+    })?;
+    config.shards = store_file(&*disk, dir, config.shards)?;
+    let mut shards = Vec::new();
+    let mut threads = Vec::new();
+    for number in 0..config.shards {
+        let (shard, writer) = open_shard(&disk, dir, number, &config, &clock)?;
+        let spawned = std::thread::Builder::new()
+            .name(format!("mdb-write-{number}"))
+            .spawn(move || writer.run());
+        threads.push(spawned.map_err(io_error("start a thread for", dir))?);
+        shards.push(shard);
+    }
+    Ok(Opened { shards, threads, lock })
+}
+
+/// Reads or makes the file at the top; returns the count of shards.
+fn store_file(disk: &dyn Disk, dir: &Path, shards: u16) -> Result<u16, OpenError> {
+    const NAME: &str = "STORE";
+    let path = dir.join(NAME);
+    let names = disk.list(dir).map_err(io_error("list", dir))?;
+    if !names.iter().any(|name| name == NAME) {
+        if names.iter().any(|name| name.starts_with("shard-")) {
+            let reason = "it is missing, but there are shards".to_owned();
+            return Err(OpenError::Damaged { path, reason });
+        }
+        let text = serde_json::to_vec(&StoreFile { format: FORMAT, shards }).unwrap_or_default();
+        replace(disk, dir, NAME, &text).map_err(io_error("write", &path))?;
+        return Ok(shards);
+    }
+    let file = disk.open(&path).map_err(io_error("open", &path))?;
+    let bytes = read_all(&*file).map_err(io_error("read", &path))?;
+    let store: StoreFile = serde_json::from_slice(&bytes)
+        .map_err(|error| OpenError::Damaged { path: path.clone(), reason: error.to_string() })?;
+    if store.format > FORMAT {
+        return Err(OpenError::Newer { path, found: store.format, known: FORMAT });
+    }
+    if !(1..=64).contains(&store.shards) {
+        let reason = format!("it names {} shards", store.shards);
+        return Err(OpenError::Damaged { path, reason });
+    }
+    if store.shards != shards {
+        warn!(stored = store.shards, configured = shards, "the store keeps its count of shards");
+    }
+    Ok(store.shards)
+}
+
+/// Memtables as the log brings them back.
+struct Recovery {
+    dict: Dict,
+    active: Memtable,
+    frozen: VecDeque<Arc<Memtable>>,
+    newest: FoldMap<Series, i64>,
+    next_seq: u64,
+}
+
+fn open_shard(
+    disk: &Arc<dyn Disk>,
+    store: &Path,
+    number: u16,
+    config: &MdbConfig,
+    clock: &Arc<dyn Clock>,
+) -> Result<(Arc<Shard>, Writer), OpenError> {
+    let dir = store.join(format!("shard-{number:02}"));
+    disk.create_dir_all(&dir).map_err(io_error("create", &dir))?;
+    disk.sync_dir(store).map_err(io_error("sync", store))?;
+    let names = disk.list(&dir).map_err(io_error("list", &dir))?;
+    let mut logs: Vec<u64> =
+        names.iter().filter_map(|name| number_in(name, "wal-", ".log")).collect();
+    logs.sort_unstable();
+    let mut recovery = Recovery {
+        dict: Dict::default(),
+        active: Memtable::default(),
+        frozen: VecDeque::new(),
+        newest: FoldMap::default(),
+        next_seq: 1,
+    };
+    for log in &logs {
+        recovery.log(&**disk, &dir, *log, number, config, clock)?;
+    }
+    let next_file = logs.last().map_or(1, |last| last + 1);
+    let messages = recovery.active.messages.len()
+        + recovery.frozen.iter().map(|table| table.messages.len()).sum::<usize>();
+    if messages > 0 {
+        info!(shard = number, messages, "messages were recovered from the log");
+    }
+    let Recovery { dict, active, frozen, newest, next_seq } = recovery;
+    let shard = Arc::new(Shard {
+        number,
+        label: number.to_string(),
+        dir,
+        disk: disk.clone(),
+        clock: clock.clone(),
+        config: config.clone(),
+        queue: Queue::default(),
+        room: Arc::new(Semaphore::new(config.queue_bytes_max / 1024)),
+        view: RwLock::new(View { active, frozen }),
+        sealing: Mutex::new(Sealing::default()),
+        frozen: Condvar::new(),
+        sealed: Condvar::new(),
+    });
+    let writer = Writer::new(shard.clone(), dict, next_file, next_seq, newest);
+    Ok((shard, writer))
+}
+
+impl Recovery {
+    /// Takes in one log file, and cuts off what is torn.
+    fn log(
+        &mut self,
+        disk: &dyn Disk,
+        dir: &Path,
+        number: u64,
+        shard: u16,
+        config: &MdbConfig,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<(), OpenError> {
+        let name = format!("wal-{number:012}.log");
+        let path = dir.join(&name);
+        let file = disk.open(&path).map_err(io_error("open", &path))?;
+        let bytes = read_all(&*file).map_err(io_error("read", &path))?;
+        let mut messages: Vec<Message> = Vec::new();
+        let mut bodies: Vec<u8> = Vec::new();
+        let Self { dict, active, newest, next_seq, .. } = self;
+        let extent = wal::replay(&bytes, number, shard, |message| {
+            let series = dict.series(message.series, || newest.get(&message.series).copied());
+            if let Some(entry) = dict.series.get_mut(series as usize) {
+                entry.item.newest = entry.item.newest.max(Some(message.timestamp));
+            }
+            let shape = message.shape.intern(dict);
+            *next_seq = (*next_seq).max(message.seq.saturating_add(1));
+            messages.push(Message {
+                seq: message.seq,
+                timestamp: message.timestamp,
+                received: message.received,
+                hash: message.hash,
+                series,
+                shape,
+                chunk: 0,
+                start: u32::try_from(bodies.len()).unwrap_or(u32::MAX),
+                length: u32::try_from(message.body.len()).unwrap_or(u32::MAX),
+            });
+            bodies.extend_from_slice(message.body);
+        });
+        if !messages.is_empty() {
+            active.publish(dict, messages, bodies.into());
+            active.file_bytes += extent.sound as u64;
+            active.since.get_or_insert(clock.now());
+        }
+        active.files.push(number);
+        if extent.sound < bytes.len() {
+            cut(disk, dir, &name, &*file, &bytes, extent).map_err(io_error("cut", &path))?;
+        }
+        // As full as the writer lets them become.
+        if active.bytes + dict.bytes >= config.memtable_bytes_max
+            || active.file_bytes >= config.wal_bytes_max
+        {
+            let dict = std::mem::take(&mut self.dict);
+            let known = dict.series.iter().filter_map(|e| Some((e.item.series, e.item.newest?)));
+            self.newest.extend(known);
+            self.frozen.push_back(Arc::new(std::mem::take(&mut self.active)));
+        }
+        Ok(())
+    }
+}
+
+/// Cuts a log file at its last sound frame. Where sound frames follow, bytes that
+/// were acknowledged are damaged: then what is cut off is kept for a person to look at.
+fn cut(
+    disk: &dyn Disk,
+    dir: &Path,
+    name: &str,
+    file: &dyn DiskFile,
+    bytes: &[u8],
+    extent: wal::Extent,
+) -> io::Result<()> {
+    let path = dir.join(name);
+    let rest = bytes.get(extent.sound..).unwrap_or(&[]);
+    if extent.more {
+        metrics::counter!("fieldline_mdb_log_damaged_total").increment(1);
+        replace(disk, dir, &format!("{name}.damaged"), rest)?;
+        error!(path = %path.display(), offset = extent.sound, bytes = rest.len(),
+            "the log is damaged before its end; what follows is kept beside it as .damaged");
+    } else {
+        info!(path = %path.display(), offset = extent.sound, bytes = rest.len(), "a torn tail was cut off the log");
+    }
+    file.set_len(extent.sound as u64)?;
+    file.sync()
+}

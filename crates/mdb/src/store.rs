@@ -1,0 +1,279 @@
+//! The store as callers see it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use async_trait::async_trait;
+use fieldline_contracts::history::BATCH_MAX;
+use fieldline_contracts::{Clock, History, HistoryError, HistoryStats, Query, Retention};
+use fieldline_model::{
+    Accepted, AccountId, Cursor, ParamName, Receipt, Series, Stored, Timestamp, Value,
+};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use crate::config::{MdbConfig, OpenError};
+use crate::disk::{Disk, RealDisk};
+use crate::open::{Opened, open};
+use crate::queue::Job;
+use crate::shard::Shard;
+
+/// A message store in a directory of its own.
+///
+/// Appends wait in a bounded queue per shard: there they exert back-pressure,
+/// for at most [`MdbConfig::queue_wait_max`], and are then refused as
+/// [`HistoryError::Busy`]. All that waits is written as one group with one
+/// sync. Dropping it stops its threads; what was acknowledged is durable anyhow.
+pub struct Mdb {
+    shards: Vec<Arc<Shard>>,
+    closed: AtomicBool,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Held until it is closed, so that no second process writes here.
+    lock: Mutex<Option<Box<dyn Send + Sync>>>,
+}
+
+impl Mdb {
+    /// Opens the store in `dir`, which is made if it is not there, and recovers
+    /// what the log holds: takes time by what is not sealed, not by what is stored.
+    ///
+    /// # Errors
+    ///
+    /// See [`OpenError`].
+    pub fn open(
+        dir: impl AsRef<Path>,
+        config: MdbConfig,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, OpenError> {
+        Self::open_on(Arc::new(RealDisk), dir, config, clock)
+    }
+
+    /// Opens a store on a disk of the caller's: what tests do.
+    ///
+    /// # Errors
+    ///
+    /// See [`OpenError`].
+    pub fn open_on(
+        disk: Arc<dyn Disk>,
+        dir: impl AsRef<Path>,
+        config: MdbConfig,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, OpenError> {
+        let Opened { shards, threads, lock } = open(disk, dir.as_ref(), config, clock)?;
+        Ok(Self {
+            shards,
+            closed: AtomicBool::new(false),
+            threads: Mutex::new(threads),
+            lock: Mutex::new(Some(lock)),
+        })
+    }
+
+    /// Directory of a shard.
+    #[must_use]
+    pub fn shard_dir(&self, shard: u16) -> Option<PathBuf> {
+        self.shards.get(usize::from(shard)).map(|shard| shard.dir.clone())
+    }
+
+    fn shard_of(&self, series: &Series) -> Result<(usize, &Arc<Shard>), HistoryError> {
+        let at = usize::try_from(series.hash64() % self.shards.len() as u64).unwrap_or(0);
+        self.shards.get(at).map(|shard| (at, shard)).ok_or(HistoryError::Closed)
+    }
+
+    fn check_open(&self) -> Result<(), HistoryError> {
+        if self.closed.load(Ordering::Acquire) { Err(HistoryError::Closed) } else { Ok(()) }
+    }
+
+    fn stop(&self) {
+        self.closed.store(true, Ordering::Release);
+        for shard in &self.shards {
+            shard.queue.close();
+            shard.sealing.lock().stop = true;
+            shard.frozen.notify_all();
+            shard.sealed.notify_all();
+        }
+    }
+}
+
+impl Drop for Mdb {
+    fn drop(&mut self) {
+        self.stop();
+        for thread in self.threads.lock().drain(..) {
+            // A panic of the thread was printed where it happened.
+            drop(thread.join());
+        }
+    }
+}
+
+/// Runs what may wait for the disk where it stops no event loop.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, HistoryError> + Send + 'static,
+) -> Result<T, HistoryError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(HistoryError::Failed(format!("a task of the store ended: {error}"))),
+    }
+}
+
+/// Puts the messages of one shard into its queue.
+async fn enqueue(
+    shard: &Shard,
+    messages: Vec<Accepted>,
+) -> Result<oneshot::Receiver<Result<Vec<Receipt>, HistoryError>>, HistoryError> {
+    let mut kib = 1;
+    for message in &messages {
+        let bytes = message.params().content_bytes();
+        if bytes > MESSAGE_BYTES_MAX {
+            return Err(HistoryError::Failed(format!(
+                "a message has {bytes} bytes; at most {MESSAGE_BYTES_MAX} are kept"
+            )));
+        }
+        kib += bytes + 128;
+    }
+    let kib = u32::try_from((kib / 1024).clamp(1, shard.config.queue_bytes_max / 1024))
+        .unwrap_or(u32::MAX);
+    let room = match shard.room.clone().try_acquire_many_owned(kib) {
+        Ok(room) => room,
+        Err(_) => {
+            let wait = shard.room.clone().acquire_many_owned(kib);
+            match tokio::time::timeout(shard.config.queue_wait_max, wait).await {
+                Ok(Ok(room)) => room,
+                Ok(Err(_)) => return Err(HistoryError::Closed),
+                Err(_) => {
+                    metrics::counter!(
+                        "fieldline_mdb_refused_total",
+                        "shard" => shard.label.clone(), "code" => HistoryError::Busy.code(),
+                    )
+                    .increment(messages.len() as u64);
+                    return Err(HistoryError::Busy);
+                }
+            }
+        }
+    };
+    let (reply, answer) = oneshot::channel();
+    shard.queue.push(Job { messages, reply, room }).map_err(|_| HistoryError::Closed)?;
+    Ok(answer)
+}
+
+/// Largest content of one message; twice as much must fit into a frame of the log.
+const MESSAGE_BYTES_MAX: usize = 4 << 20;
+
+async fn answered(
+    answer: oneshot::Receiver<Result<Vec<Receipt>, HistoryError>>,
+) -> Result<Vec<Receipt>, HistoryError> {
+    match answer.await {
+        Ok(result) => result,
+        Err(_) => Err(HistoryError::Failed("the writer has ended".to_owned())),
+    }
+}
+
+#[async_trait]
+impl History for Mdb {
+    async fn append(&self, batch: Vec<Accepted>) -> Result<Vec<Receipt>, HistoryError> {
+        self.check_open()?;
+        if batch.len() > BATCH_MAX {
+            return Err(HistoryError::Failed(format!(
+                "a batch has {} messages; at most {BATCH_MAX} are taken",
+                batch.len()
+            )));
+        }
+        let Some(first) = batch.first() else { return Ok(Vec::new()) };
+        let (home, shard) = self.shard_of(&first.series())?;
+        // Most batches are of one device, and so of one shard.
+        let mut places = Vec::with_capacity(batch.len());
+        for message in &batch {
+            places.push(self.shard_of(&message.series())?.0);
+        }
+        if places.iter().all(|place| *place == home) {
+            return answered(enqueue(shard, batch).await?).await;
+        }
+        let mut parts: Vec<Vec<Accepted>> = vec![Vec::new(); self.shards.len()];
+        for (message, place) in batch.into_iter().zip(&places) {
+            if let Some(part) = parts.get_mut(*place) {
+                part.push(message);
+            }
+        }
+        // Into all queues first, so that the shards write at the same time.
+        let mut answers = Vec::with_capacity(parts.len());
+        for (shard, part) in self.shards.iter().zip(parts) {
+            answers.push(if part.is_empty() { None } else { Some(enqueue(shard, part).await?) });
+        }
+        let mut receipts = Vec::with_capacity(answers.len());
+        for answer in answers {
+            receipts.push(match answer {
+                Some(answer) => answered(answer).await?.into_iter(),
+                None => Vec::new().into_iter(),
+            });
+        }
+        let in_order = places.iter().map(|place| receipts.get_mut(*place)?.next());
+        in_order
+            .collect::<Option<Vec<Receipt>>>()
+            .ok_or_else(|| HistoryError::Failed("a receipt is missing".to_owned()))
+    }
+
+    async fn read(&self, query: &Query) -> Result<Vec<Stored>, HistoryError> {
+        self.check_open()?;
+        let shard = self.shard_of(&query.series)?.1.clone();
+        let query = query.clone();
+        blocking(move || shard.read(&query)).await
+    }
+
+    fn shards(&self) -> u16 {
+        u16::try_from(self.shards.len()).unwrap_or(u16::MAX)
+    }
+
+    async fn tail(&self, cursor: Cursor, limit: usize) -> Result<Vec<Stored>, HistoryError> {
+        self.check_open()?;
+        let Some(shard) = self.shards.get(usize::from(cursor.shard)).cloned() else {
+            return Ok(Vec::new());
+        };
+        blocking(move || shard.tail(cursor.seq, limit.min(Query::LIMIT_MAX))).await
+    }
+
+    async fn last_values(
+        &self,
+        visit: &mut (dyn for<'a> FnMut(Series, &'a ParamName, &'a Value, Timestamp) + Send),
+    ) -> Result<(), HistoryError> {
+        self.check_open()?;
+        for shard in &self.shards {
+            let shard = shard.clone();
+            for (series, values) in blocking(move || Ok(shard.last_values())).await? {
+                for (name, (value, timestamp)) in &values.0 {
+                    visit(series, name, value, Timestamp::from_micros(*timestamp));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn retain(&self, retention: Retention) -> Result<u64, HistoryError> {
+        self.check_open()?;
+        drop(retention);
+        Ok(0)
+    }
+
+    fn stats(&self, account: Option<AccountId>) -> HistoryStats {
+        let mut stats = HistoryStats::default();
+        for shard in &self.shards {
+            shard.stats(account, &mut stats);
+        }
+        stats
+    }
+
+    async fn close(&self) -> Result<(), HistoryError> {
+        self.check_open()?;
+        self.stop();
+        let threads = std::mem::take(&mut *self.threads.lock());
+        blocking(move || {
+            for thread in threads {
+                if thread.join().is_err() {
+                    return Err(HistoryError::Failed("a thread of the store panicked".to_owned()));
+                }
+            }
+            Ok(())
+        })
+        .await?;
+        drop(self.lock.lock().take());
+        Ok(())
+    }
+}

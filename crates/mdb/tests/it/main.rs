@@ -1,0 +1,11 @@
+//! Tests of the message store through its public face.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test may panic"
+)]
+
+mod conformance;
