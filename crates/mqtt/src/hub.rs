@@ -1,0 +1,466 @@
+//! One account's clients: who is connected, what they subscribed to, what is retained.
+//!
+//! A hub knows one account only. It follows that account's bus while anybody is
+//! connected and hands every message, encoded once, to the queues of those who
+//! want it. Nothing in here waits for a client.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fieldline_auth::Identity;
+use fieldline_contracts::{Bus, BusItem, LastValue, State, TopicFilter};
+use fieldline_model::{AccountId, DeviceId, Event, SeriesKind, Stored};
+use parking_lot::Mutex;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+use uuid::Uuid;
+
+use crate::codec::Reason;
+use crate::config::MqttConfig;
+use crate::link::{Delivery, Identifiers, Link, Message, Pushed, QueueLimits};
+use crate::metrics;
+use crate::routes::{Entry, Options, Routes};
+use crate::topic::{matches, push_level};
+
+/// How long the bus is followed after the last client has left.
+const LINGER: Duration = Duration::from_secs(10);
+/// Deliveries after which the connections get their turn, so that a burst goes
+/// out while it comes in instead of filling their queues first.
+const TURN_DELIVERIES: usize = 256;
+/// Seconds that the publish rate is averaged over.
+const RATE_S: f64 = 10.0;
+
+/// A connected client.
+pub(crate) struct Member {
+    /// Its queue.
+    pub(crate) link: Arc<Link>,
+    /// Its name.
+    pub(crate) client_id: Arc<str>,
+    /// Who it is, and what it may see.
+    pub(crate) identity: Arc<Identity>,
+}
+
+/// Whether `identity` may see what is about `object`: one restricted to some
+/// devices sees nothing that is not about one of them.
+pub(crate) fn may_see(identity: &Identity, object: Option<Uuid>) -> bool {
+    identity.sees_all() || object.is_some_and(|object| identity.may_see(DeviceId(object)))
+}
+
+#[derive(Default)]
+struct Inner {
+    members: HashMap<u64, Member>,
+    clients: HashMap<Arc<str>, u64>,
+    routes: Routes,
+    retained: BTreeMap<Arc<str>, Arc<Message>>,
+    retained_bytes: usize,
+    /// Whether a task follows the bus.
+    followed: bool,
+}
+
+struct Bucket {
+    tokens: f64,
+    at: Instant,
+}
+
+/// One client that gets a message, and how.
+struct Hit {
+    link: Arc<Link>,
+    qos: u8,
+    retain_as_published: bool,
+    identifiers: Identifiers,
+}
+
+/// One account's clients.
+pub(crate) struct Hub {
+    account: AccountId,
+    config: Arc<MqttConfig>,
+    bus: Arc<dyn Bus>,
+    state: Arc<dyn State>,
+    inner: Mutex<Inner>,
+    /// Held while the bus is being subscribed to.
+    starting: tokio::sync::Mutex<()>,
+    bucket: Mutex<Bucket>,
+    /// Commands whose answers are awaited.
+    answers: AtomicUsize,
+}
+
+impl Hub {
+    pub(crate) fn new(
+        account: AccountId,
+        config: Arc<MqttConfig>,
+        bus: Arc<dyn Bus>,
+        state: Arc<dyn State>,
+    ) -> Self {
+        let tokens = f64::from(config.account_publishes_per_s_max) * RATE_S;
+        Self {
+            account,
+            config,
+            bus,
+            state,
+            inner: Mutex::default(),
+            starting: tokio::sync::Mutex::default(),
+            bucket: Mutex::new(Bucket { tokens, at: Instant::now() }),
+            answers: AtomicUsize::new(0),
+        }
+    }
+
+    fn limits(&self) -> QueueLimits {
+        QueueLimits {
+            messages_max: self.config.queue_messages_max,
+            bytes_max: self.config.queue_bytes_max,
+        }
+    }
+
+    /// Takes a client in; one of the same name is told that it was taken over.
+    ///
+    /// # Errors
+    ///
+    /// If the account has as many clients as it may.
+    pub(crate) fn join(&self, session: u64, member: Member) -> Result<(), Reason> {
+        let mut inner = self.inner.lock();
+        let earlier = inner.clients.get(&member.client_id).copied();
+        if earlier.is_none() && inner.members.len() >= self.config.account_connections_max {
+            return Err(Reason::QuotaExceeded);
+        }
+        if let Some(earlier) = earlier.and_then(|earlier| inner.members.get(&earlier)) {
+            earlier.link.kick(Reason::SessionTakenOver);
+        }
+        inner.clients.insert(Arc::clone(&member.client_id), session);
+        inner.members.insert(session, member);
+        Ok(())
+    }
+
+    /// Lets a client go, with its subscriptions.
+    pub(crate) fn leave<'a>(&self, session: u64, filters: impl Iterator<Item = &'a str>) {
+        let mut inner = self.inner.lock();
+        for filter in filters {
+            inner.routes.remove(filter, session);
+        }
+        let Some(member) = inner.members.remove(&session) else { return };
+        // If it was taken over, the name is another session's by now.
+        if inner.clients.get(&member.client_id) == Some(&session) {
+            inner.clients.remove(&member.client_id);
+        }
+    }
+
+    /// Adds a subscription; returns whether it is new. Filters are checked before.
+    pub(crate) fn subscribe(&self, session: u64, filter: &str, options: Options) -> bool {
+        self.inner.lock().routes.insert(filter, Entry { session, options })
+    }
+
+    /// Ends a subscription; returns whether there was one.
+    pub(crate) fn unsubscribe(&self, session: u64, filter: &str) -> bool {
+        self.inner.lock().routes.remove(filter, session)
+    }
+
+    /// Calls `visit` for every client.
+    pub(crate) fn each_member(&self, mut visit: impl FnMut(&Member)) {
+        self.inner.lock().members.values().for_each(&mut visit);
+    }
+
+    /// Counts `count` publishes against the account's rate. Returns how long the
+    /// client is to wait before it publishes on, if the account is too fast.
+    pub(crate) fn pace(&self, count: u32) -> Option<Duration> {
+        let rate = f64::from(self.config.account_publishes_per_s_max);
+        let mut bucket = self.bucket.lock();
+        let now = Instant::now();
+        let refill = now.duration_since(bucket.at).as_secs_f64() * rate;
+        bucket.at = now;
+        bucket.tokens = (bucket.tokens + refill).min(rate * RATE_S) - f64::from(count);
+        if bucket.tokens >= 0.0 {
+            return None;
+        }
+        // At most a second: the next publish is asked again.
+        Some(Duration::from_secs_f64((-bucket.tokens / rate).clamp(0.001, 1.0)))
+    }
+
+    /// Makes room for one more command whose answer is awaited.
+    pub(crate) fn reserve_answer(&self) -> bool {
+        let reserved = self.answers.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
+            (n < self.config.answers_max).then_some(n + 1)
+        });
+        reserved.is_ok()
+    }
+
+    /// Gives that room back.
+    pub(crate) fn release_answer(&self) {
+        self.answers.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Keeps a retained message, or forgets the topic's if the payload is empty.
+    ///
+    /// # Errors
+    ///
+    /// If the account has as many, or as many bytes, as may be retained.
+    pub(crate) fn retain(&self, message: &Arc<Message>) -> Result<(), Reason> {
+        let mut inner = self.inner.lock();
+        let before = inner.retained.get(&message.topic).map_or(0, |m| m.bytes());
+        if message.payload.is_empty() {
+            inner.retained.remove(&message.topic);
+            inner.retained_bytes -= before;
+            return Ok(());
+        }
+        let count = inner.retained.len() + usize::from(before == 0);
+        let bytes = inner.retained_bytes - before + message.bytes();
+        if count > self.config.retained_messages_max || bytes > self.config.retained_bytes_max {
+            return Err(Reason::QuotaExceeded);
+        }
+        inner.retained_bytes = bytes;
+        // The payload is copied: as it came in, it shares the memory of other packets.
+        let kept = Message {
+            topic: Arc::clone(&message.topic),
+            payload: Bytes::copy_from_slice(&message.payload),
+            props: Bytes::copy_from_slice(&message.props),
+            ..**message
+        };
+        inner.retained.insert(Arc::clone(&message.topic), Arc::new(kept));
+        Ok(())
+    }
+
+    /// Up to `limit` retained messages of clients after topic `after` that match
+    /// `filter`, and where the next page begins; `None` at the end.
+    pub(crate) fn retained(
+        &self,
+        filter: &str,
+        after: Option<&Arc<str>>,
+        limit: usize,
+    ) -> (Vec<Arc<Message>>, Option<Arc<str>>) {
+        let now = Instant::now();
+        let inner = self.inner.lock();
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut found = Vec::new();
+        let mut last = None;
+        let range = inner.retained.range::<Arc<str>, _>((from, Bound::Unbounded));
+        for (looked, (topic, message)) in range.enumerate() {
+            if looked >= limit {
+                return (found, last);
+            }
+            last = Some(Arc::clone(topic));
+            let worth = message.expires_at.is_none_or(|at| at > now);
+            if worth && matches(filter, topic) {
+                found.push(Arc::clone(message));
+            }
+        }
+        (found, None)
+    }
+
+    /// Hands a message to everyone who wants it; returns how many that are.
+    pub(crate) fn publish(&self, message: &Arc<Message>) -> usize {
+        let hits = self.find(&message.topic, message.object, message.publisher);
+        self.push(&hits, message)
+    }
+
+    /// Who wants what is published to `topic`.
+    fn find(&self, topic: &str, object: Option<Uuid>, publisher: u64) -> Vec<Hit> {
+        let inner = self.inner.lock();
+        let mut entries = Vec::new();
+        inner.routes.find(topic, &mut entries);
+        if entries.is_empty() {
+            return Vec::new();
+        }
+        // Overlapping filters of one client make one delivery, with the highest
+        // QoS and every identifier.
+        entries.sort_unstable_by_key(|e| e.session);
+        let mut hits = Vec::with_capacity(entries.len());
+        for group in entries.chunk_by(|a, b| a.session == b.session) {
+            let Some(first) = group.first() else { continue };
+            let Some(member) = inner.members.get(&first.session) else { continue };
+            if !may_see(&member.identity, object) {
+                continue;
+            }
+            let own = publisher != 0 && publisher == first.session;
+            let wanted = || group.iter().map(|e| e.options).filter(|o| !(own && o.no_local));
+            let Some(qos) = wanted().map(|o| o.qos).max() else { continue };
+            let mut identifiers = wanted().map(|o| o.identifier).filter(|n| *n > 0);
+            let identifiers = match (identifiers.next(), identifiers.next()) {
+                (None, _) => Identifiers::None,
+                (Some(one), None) => Identifiers::One(one),
+                (Some(one), Some(two)) => {
+                    Identifiers::Many([one, two].into_iter().chain(identifiers).collect())
+                }
+            };
+            hits.push(Hit {
+                link: Arc::clone(&member.link),
+                qos,
+                retain_as_published: wanted().any(|o| o.retain_as_published),
+                identifiers,
+            });
+        }
+        hits
+    }
+
+    fn push(&self, hits: &[Hit], message: &Arc<Message>) -> usize {
+        let limits = self.limits();
+        let mut queued = 0;
+        for hit in hits {
+            let delivery = Delivery {
+                message: Arc::clone(message),
+                qos: hit.qos.min(message.qos),
+                retain: hit.retain_as_published && message.retain,
+                identifiers: hit.identifiers.clone(),
+            };
+            match hit.link.push(delivery, limits) {
+                Pushed::Queued => queued += 1,
+                Pushed::Dropped => metrics::dropped("slow_client"),
+                Pushed::Overflowed => metrics::dropped("overflow"),
+            }
+        }
+        metrics::delivered(queued);
+        hits.len()
+    }
+
+    /// Follows the account's bus from now on, until nobody is connected any more.
+    /// When this returns, whatever is published is routed. Not cancel-safe.
+    pub(crate) async fn follow(self: &Arc<Self>, tasks: &TaskTracker, stop: &CancellationToken) {
+        let _starting = self.starting.lock().await;
+        if std::mem::replace(&mut self.inner.lock().followed, true) {
+            return;
+        }
+        let mut items = self.bus.subscribe(self.account, TopicFilter::default()).await;
+        let (hub, stop) = (Arc::clone(self), stop.clone());
+        tasks.spawn(async move {
+            let mut idle = tokio::time::interval(LINGER);
+            idle.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut deliveries = 0;
+            loop {
+                let item = tokio::select! {
+                    () = stop.cancelled() => break,
+                    item = items.next() => item,
+                    _ = idle.tick() => {
+                        let mut inner = hub.inner.lock();
+                        if inner.members.is_empty() {
+                            inner.followed = false;
+                            return;
+                        }
+                        continue;
+                    }
+                };
+                match item {
+                    None => break,
+                    Some(Ok(item)) => deliveries += 1 + hub.route(item).await,
+                    Some(Err(lagged)) => {
+                        metrics::lagged(lagged.0);
+                        warn!(dropped = lagged.0, "bus is faster than MQTT routing, items lost");
+                        // Last values can be made good; the rest is in history.
+                        hub.each_member(|member| member.link.mark_stale());
+                    }
+                }
+                if deliveries >= TURN_DELIVERIES {
+                    deliveries = 0;
+                    tokio::task::yield_now().await;
+                }
+            }
+            hub.inner.lock().followed = false;
+        });
+    }
+
+    /// Routes one item of the bus; returns the deliveries it made.
+    async fn route(&self, item: BusItem) -> usize {
+        match item {
+            BusItem::Messages { device, messages } => {
+                let topic = format!("message/{device}");
+                self.send_lines(&topic, device.0, &messages)
+            }
+            BusItem::Log { kind, object, lines } => {
+                let name = if kind == SeriesKind::ChannelLog { "channel" } else { "device" };
+                self.send_lines(&format!("log/{name}/{object}"), object, &lines)
+            }
+            BusItem::Event(event) => {
+                let topic = format!("event/{}/{}", event.kind.name(), event.object);
+                let hits = self.find(&topic, Some(event.object), 0);
+                if hits.is_empty() {
+                    return 0;
+                }
+                let payload = event_json(&event).into();
+                self.push(&hits, &Arc::new(own(topic, payload, Some(event.object), false)))
+            }
+            BusItem::State { device, params } => {
+                if !self.inner.lock().routes.listens_to("state") {
+                    return 0;
+                }
+                let states = self.state.get_many(self.account, &[device], &params).await;
+                let mut deliveries = 0;
+                for (name, last) in states.into_iter().flat_map(|(_, values)| values) {
+                    let topic = state_topic(device, name.as_str());
+                    let hits = self.find(&topic, Some(device.0), 0);
+                    if !hits.is_empty() {
+                        let message = state_message(topic, device, &last);
+                        deliveries += self.push(&hits, &Arc::new(message));
+                    }
+                }
+                deliveries
+            }
+        }
+    }
+
+    fn send_lines(&self, topic: &str, object: Uuid, lines: &[Stored]) -> usize {
+        let hits = self.find(topic, Some(object), 0);
+        if hits.is_empty() {
+            return 0;
+        }
+        let topic: Arc<str> = topic.into();
+        for line in lines {
+            let mut json = String::new();
+            line.write_json(&mut json);
+            let message = own(Arc::clone(&topic), json.into(), Some(object), false);
+            self.push(&hits, &Arc::new(message));
+        }
+        hits.len() * lines.len()
+    }
+}
+
+/// A message of the server itself.
+pub(crate) fn own(
+    topic: impl Into<Arc<str>>,
+    payload: Bytes,
+    object: Option<Uuid>,
+    retain: bool,
+) -> Message {
+    Message {
+        topic: topic.into(),
+        payload,
+        props: Bytes::new(),
+        expires_at: None,
+        qos: 1,
+        retain,
+        publisher: 0,
+        object,
+    }
+}
+
+/// The topic of a last value.
+pub(crate) fn state_topic(device: DeviceId, name: &str) -> String {
+    let mut topic = format!("state/{device}/");
+    push_level(&mut topic, name);
+    topic
+}
+
+/// A last value as a message.
+pub(crate) fn state_message(topic: String, device: DeviceId, last: &LastValue) -> Message {
+    let mut json = String::from(r#"{"value":"#);
+    last.value.write_json(&mut json);
+    json.push_str(r#","timestamp":""#);
+    json.push_str(&last.timestamp.to_string());
+    json.push_str(r#""}"#);
+    own(topic, json.into(), Some(device.0), true)
+}
+
+/// An event as JSON: its own members, then its parameters under `params`, every digit kept.
+fn event_json(event: &Event) -> String {
+    let mut json = format!(
+        r#"{{"id":"{}","kind":"{}","object":"{}","timestamp":"{}","params":{{"#,
+        event.id,
+        event.kind.name(),
+        event.object,
+        event.timestamp
+    );
+    event.params.write_json_members(&mut json);
+    json.push_str("}}");
+    json
+}

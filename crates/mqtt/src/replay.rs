@@ -1,0 +1,168 @@
+//! Retained messages for a new subscription, page by page, so that one that
+//! matches a whole fleet neither waits for all of it nor holds all of it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use fieldline_contracts::{Kind, Page};
+use fieldline_model::{DeviceId, ParamName};
+use tracing::warn;
+use uuid::Uuid;
+
+use crate::hub::{may_see, state_message, state_topic};
+use crate::link::{Delivery, Identifiers, Message};
+use crate::publish::Client;
+use crate::routes::Options;
+use crate::topic::{StateFilter, matches, state_filter};
+
+/// Retained messages of clients that are looked at for one page.
+const CLIENT_PAGE: usize = 256;
+/// Devices whose ids are read at once.
+const LIST_PAGE: usize = 256;
+/// Devices whose last values make one page.
+const STATE_PAGE: usize = 4;
+
+enum Stage {
+    /// What clients retained, after this topic.
+    Client(Option<Arc<str>>),
+    /// The next page of devices, after this one.
+    List(Option<Uuid>),
+    /// Last values of these; `then` is where the list goes on.
+    State {
+        devices: VecDeque<DeviceId>,
+        then: Option<Uuid>,
+    },
+    Done,
+}
+
+/// The retained messages of one filter, on their way.
+pub(crate) struct Replay {
+    filter: Box<str>,
+    options: Options,
+    /// The one parameter asked for, if it is one.
+    name: Option<ParamName>,
+    stage: Stage,
+}
+
+impl Replay {
+    /// For a new subscription; `None` if nothing is ever retained for `filter`.
+    pub(crate) fn new(filter: &str, options: Options) -> Option<Self> {
+        let root = filter.split('/').next().unwrap_or(filter);
+        if matches!(root, "client" | "+" | "#") {
+            let stage = Stage::Client(None);
+            return Some(Self { filter: filter.into(), options, name: None, stage });
+        }
+        Self::of_state(filter, options)
+    }
+
+    /// For last values only; `None` if `filter` asks for none.
+    pub(crate) fn of_state(filter: &str, options: Options) -> Option<Self> {
+        let stage = Self::first_of_state(filter)?;
+        // A level with `%` stands for a name written otherwise: all are read then, and matched.
+        let name = filter.split('/').nth(2).filter(|level| !level.contains(['+', '#', '%']));
+        let name = name.and_then(|name| ParamName::new(name).ok());
+        Some(Self { filter: filter.into(), options, name, stage })
+    }
+
+    fn first_of_state(filter: &str) -> Option<Stage> {
+        match state_filter(filter) {
+            StateFilter::None => None,
+            StateFilter::One(device) => {
+                Some(Stage::State { devices: VecDeque::from([device]), then: None })
+            }
+            StateFilter::All => Some(Stage::List(None)),
+        }
+    }
+
+    /// What it is for.
+    pub(crate) fn filter(&self) -> &str {
+        &self.filter
+    }
+
+    /// Whether everything was sent.
+    pub(crate) fn is_done(&self) -> bool {
+        matches!(self.stage, Stage::Done)
+    }
+
+    /// The next page; may be empty before the end.
+    pub(crate) async fn page(&mut self, client: &Client) -> Vec<Delivery> {
+        match std::mem::replace(&mut self.stage, Stage::Done) {
+            Stage::Client(after) => {
+                let (found, next) = client.hub.retained(&self.filter, after.as_ref(), CLIENT_PAGE);
+                self.stage = match next {
+                    Some(next) => Stage::Client(Some(next)),
+                    None => Self::first_of_state(&self.filter).unwrap_or(Stage::Done),
+                };
+                let seen = found.into_iter().filter(|m| may_see(&client.identity, m.object));
+                seen.map(|message| self.delivery(message)).collect()
+            }
+            Stage::List(after) => {
+                self.stage = self.list(client, after).await;
+                Vec::new()
+            }
+            Stage::State { mut devices, then } => {
+                let page: Vec<DeviceId> = devices
+                    .drain(..devices.len().min(STATE_PAGE))
+                    .filter(|device| client.identity.may_see(*device))
+                    .collect();
+                self.stage = match (devices.is_empty(), then) {
+                    (false, then) => Stage::State { devices, then },
+                    (true, Some(then)) => Stage::List(Some(then)),
+                    (true, None) => Stage::Done,
+                };
+                self.state(client, &page).await
+            }
+            Stage::Done => Vec::new(),
+        }
+    }
+
+    async fn list(&self, client: &Client, after: Option<Uuid>) -> Stage {
+        let identity = &client.identity;
+        if !identity.sees_all() {
+            return Stage::State {
+                devices: identity.devices.iter().copied().collect(),
+                then: None,
+            };
+        }
+        let registry = &client.shared.services.platform.registry;
+        let page = Page { after, ..Page::first(LIST_PAGE) };
+        match registry.list(identity.account, Kind::Device, &page).await {
+            Ok(records) if records.is_empty() => Stage::Done,
+            Ok(records) => {
+                let more = records.len() >= LIST_PAGE;
+                let then = records.last().map(|record| record.id).filter(|_| more);
+                let devices = records.into_iter().map(|record| DeviceId(record.id)).collect();
+                Stage::State { devices, then }
+            }
+            Err(error) => {
+                // What is missing comes with the next change of each value.
+                warn!(%error, "retained values cannot be listed");
+                Stage::Done
+            }
+        }
+    }
+
+    async fn state(&self, client: &Client, devices: &[DeviceId]) -> Vec<Delivery> {
+        let names = self.name.as_slice();
+        let state = &client.shared.services.platform.state;
+        let values = state.get_many(client.identity.account, devices, names).await;
+        let mut page = Vec::new();
+        for (device, values) in values {
+            for (name, last) in values {
+                let topic = state_topic(device, name.as_str());
+                if matches(&self.filter, &topic) {
+                    page.push(self.delivery(Arc::new(state_message(topic, device, &last))));
+                }
+            }
+        }
+        page
+    }
+
+    fn delivery(&self, message: Arc<Message>) -> Delivery {
+        let identifiers = match self.options.identifier {
+            0 => Identifiers::None,
+            one => Identifiers::One(one),
+        };
+        Delivery { qos: self.options.qos.min(message.qos), message, retain: true, identifiers }
+    }
+}
