@@ -1,2 +1,49 @@
-//! The program.
-fn main() {}
+//! The program: command line and wiring, nothing else.
+
+mod cli;
+mod config;
+mod up;
+mod worker;
+mod demo;
+mod protocol;
+mod sessions;
+mod simulate;
+mod ctl;
+mod doctor;
+mod http_client;
+mod generate;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::cli::{Cli, Command};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Up(args) => return up::run(args),
+        Command::Protocol(command) => protocol::run(command),
+        Command::Simulate(command) => simulate::run(command),
+        Command::Ctl(args) => block_on(ctl::run(args)),
+        Command::Doctor(args) => block_on(doctor::run(args)),
+        Command::Generate { document } => generate::run(document),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            // Nothing can be done about a closed terminal.
+            let _closed = writeln!(std::io::stderr(), "fieldline: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a future to its end on a runtime of this thread.
+fn block_on<T>(future: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| format!("cannot start: {error}"))?.block_on(future)
+}

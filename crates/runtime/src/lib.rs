@@ -1,11 +1,10 @@
-//! What every Fieldline process needs around its services: configuration,
-//! supervision, shutdown, logs, metrics and TLS.
+//! What every Fieldline process needs around its services: supervision,
+//! shutdown, logs, metrics and TLS.
 //!
 //! It knows no service; it may import `fieldline-contracts` and
 //! `fieldline-model`. Start reading at [`supervise`] for how a process lives
-//! and dies, and at [`config`] for what it is told.
+//! and dies.
 
-pub mod config;
 pub mod crash;
 pub mod datadir;
 pub mod shutdown;
@@ -13,6 +12,5 @@ pub mod supervise;
 pub mod telemetry;
 pub mod tls;
 
-pub use config::{Config, ConfigError};
 pub use datadir::DataDir;
 pub use tls::{ReloadingTls, TlsFiles};

@@ -4,9 +4,49 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder};
+use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{LogConfig, LogFormat};
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[log]`: logs.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// For people or machines.
+    pub format: LogFormat,
+    /// Filter such as `info` or `fieldline_gateway=debug,info`. The environment's `RUST_LOG` comes before it.
+    pub filter: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, filter: "info".to_owned() }
+    }
+}
+
+impl LogConfig {
+    /// Checks a filter.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    pub fn check_filter(filter: &str) -> Result<(), String> {
+        match filter.parse::<EnvFilter>() {
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!("log.filter `{filter}` is wrong: {error}")),
+        }
+    }
+}
 
 /// Sends log lines to standard error. Later calls have no effect.
 pub fn init_logs(config: &LogConfig) {

@@ -3,11 +3,13 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use fieldline_gateway::GatewayConfig;
+use fieldline_runtime::telemetry::LogConfig;
 use serde::Deserialize;
 
 /// Why the configuration was refused: every problem at once.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
+pub(crate) enum ConfigError {
     /// The file could not be read.
     #[error("cannot read the configuration file `{path}`: {source}; check the path and its permissions", path = path.display())]
     Read {
@@ -32,31 +34,31 @@ pub enum ConfigError {
 /// The whole configuration; every key has a default.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Config {
+pub(crate) struct Config {
     /// The API and console.
-    pub http: HttpConfig,
+    pub(crate) http: HttpConfig,
     /// The MQTT broker.
-    pub mqtt: MqttConfig,
+    pub(crate) mqtt: MqttConfig,
     /// Connections of devices.
-    pub gateway: GatewayConfig,
+    pub(crate) gateway: GatewayConfig,
     /// The message store.
-    pub store: StoreConfig,
+    pub(crate) store: StoreConfig,
     /// Logs.
-    pub log: LogConfig,
+    pub(crate) log: LogConfig,
 }
 
 /// `[http]`: the API and console.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct HttpConfig {
+pub(crate) struct HttpConfig {
     /// Address to listen on. Default `127.0.0.1:8080`.
-    pub listen: SocketAddr,
+    pub(crate) listen: SocketAddr,
     /// PEM file of the certificate chain; with `tls_key` it makes the listener HTTPS.
-    pub tls_certificate: Option<PathBuf>,
+    pub(crate) tls_certificate: Option<PathBuf>,
     /// PEM file of the private key.
-    pub tls_key: Option<PathBuf>,
+    pub(crate) tls_key: Option<PathBuf>,
     /// Requests a second that one account may make, averaged over ten seconds. Default 5,000; at least 1.
-    pub requests_per_s_max: u32,
+    pub(crate) requests_per_s_max: u32,
 }
 
 impl Default for HttpConfig {
@@ -73,17 +75,17 @@ impl Default for HttpConfig {
 /// `[mqtt]`: the MQTT broker.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct MqttConfig {
+pub(crate) struct MqttConfig {
     /// Address to listen on without TLS. Default `127.0.0.1:1883`.
-    pub listen: SocketAddr,
+    pub(crate) listen: SocketAddr,
     /// Address to listen on with TLS; needs the two files below.
-    pub listen_tls: Option<SocketAddr>,
+    pub(crate) listen_tls: Option<SocketAddr>,
     /// PEM file of the certificate chain.
-    pub tls_certificate: Option<PathBuf>,
+    pub(crate) tls_certificate: Option<PathBuf>,
     /// PEM file of the private key.
-    pub tls_key: Option<PathBuf>,
+    pub(crate) tls_key: Option<PathBuf>,
     /// Most clients at once. Default 10,000.
-    pub connections_max: usize,
+    pub(crate) connections_max: usize,
 }
 
 impl Default for MqttConfig {
@@ -98,54 +100,19 @@ impl Default for MqttConfig {
     }
 }
 
-/// `[gateway]`: connections of devices. Channels themselves are objects, not configuration.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct GatewayConfig {
-    /// Event loops, each a thread of its own; 0 takes one for each core.
-    pub event_loops: usize,
-}
-
 /// `[store]`: the message store.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct StoreConfig {
+pub(crate) struct StoreConfig {
     /// Bytes of a log file before the next is begun. Default 64 MiB; at least 1 MiB.
-    pub log_file_bytes: u64,
+    pub(crate) log_file_bytes: u64,
     /// Bytes of messages held in memory before they are sealed. Default 32 MiB; at least 1 MiB.
-    pub memory_bytes_max: usize,
+    pub(crate) memory_bytes_max: usize,
 }
 
 impl Default for StoreConfig {
     fn default() -> Self {
         Self { log_file_bytes: 64 << 20, memory_bytes_max: 32 << 20 }
-    }
-}
-
-/// How log lines are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-/// `[log]`: logs.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LogConfig {
-    /// For people or machines.
-    pub format: LogFormat,
-    /// Filter such as `info` or `fieldline_gateway=debug,info`. The environment's `RUST_LOG` comes before it.
-    pub filter: String,
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        Self { format: LogFormat::Text, filter: "info".to_owned() }
     }
 }
 
@@ -155,7 +122,7 @@ impl Config {
     /// # Errors
     ///
     /// [`ConfigError`], naming every problem.
-    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+    pub(crate) fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         let Some(path) = path else { return Ok(Self::default()) };
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
@@ -171,7 +138,7 @@ impl Config {
     /// # Errors
     ///
     /// [`ConfigError::Invalid`].
-    pub fn validate(self) -> Result<Self, ConfigError> {
+    pub(crate) fn validate(self) -> Result<Self, ConfigError> {
         let mut problems = Vec::new();
         {
             // Exhaustive on purpose: a new key does not compile until it is judged here.
@@ -232,8 +199,8 @@ impl Config {
                 ),
             );
             let LogConfig { format: _, filter } = log;
-            if let Err(error) = filter.parse::<tracing_subscriber::EnvFilter>() {
-                check(false, format!("log.filter `{filter}` is wrong: {error}"));
+            if let Err(reason) = LogConfig::check_filter(filter) {
+                check(false, reason);
             }
         }
         if problems.is_empty() { Ok(self) } else { Err(ConfigError::Invalid(problems)) }

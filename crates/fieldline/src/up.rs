@@ -1,0 +1,52 @@
+//! `fieldline up`: the master, which becomes a parent of the worker, or the worker itself.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use fieldline_runtime::supervise::{self, EXIT_CONFIGURATION, WorkerCommand};
+
+use crate::cli::UpArgs;
+use crate::worker;
+
+/// Runs as master or worker, as the arguments say.
+pub(crate) fn run(args: UpArgs) -> ExitCode {
+    if args.worker || args.no_master {
+        return match worker::run(args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(worker::Failure::Setup(message)) => {
+                say(&message);
+                // Starting again would not help.
+                ExitCode::from(u8::try_from(EXIT_CONFIGURATION).unwrap_or(1))
+            }
+            Err(worker::Failure::Running(message)) => {
+                say(&message);
+                ExitCode::FAILURE
+            }
+        };
+    }
+    match master(&args) {
+        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+        Err(error) => {
+            say(&format!("cannot start: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn master(args: &UpArgs) -> std::io::Result<i32> {
+    let program = std::env::current_exe()?;
+    let given = std::env::args().skip(1);
+    let command = WorkerCommand {
+        program,
+        args: given.chain(["--worker".to_owned()]).collect(),
+        data: args.data.clone(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(supervise::run_master(command))
+}
+
+/// Tells the person at the terminal.
+fn say(message: &str) {
+    // Nothing can be done about a closed terminal.
+    let _closed = writeln!(std::io::stderr(), "fieldline: {message}");
+}

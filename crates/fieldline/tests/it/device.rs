@@ -1,0 +1,127 @@
+//! A device that speaks Wialon IPS, keeps what was not acknowledged, and
+//! remembers what was: the other side of "nothing acknowledged is lost".
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde_json::Value as Json;
+
+use crate::server::Server;
+
+/// Messages in a black-box packet.
+const BATCH: u64 = 5;
+
+/// Devices that send as fast as they are acknowledged.
+pub(crate) struct Fleet {
+    stop: Arc<AtomicBool>,
+    devices: Vec<(String, Arc<AtomicU64>, JoinHandle<()>)>,
+}
+
+impl Fleet {
+    /// Starts `count` devices that connect to `port`, whenever somebody listens there.
+    pub(crate) fn start(port: u16, count: usize) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let start_one = |n: usize| {
+            let (ident, acked) = (format!("kill-{n:03}"), Arc::new(AtomicU64::new(0)));
+            let thread = {
+                let (stop, ident, acked) = (Arc::clone(&stop), ident.clone(), Arc::clone(&acked));
+                std::thread::spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        // A failure of any kind is a lost connection: try again.
+                        let _lost = drive(port, &ident, &acked, &stop);
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                })
+            };
+            (ident, acked, thread)
+        };
+        Self { devices: (0..count).map(start_one).collect(), stop }
+    }
+
+    /// Messages acknowledged so far.
+    pub(crate) fn acked(&self) -> u64 {
+        self.devices.iter().map(|(_, acked, _)| acked.load(Ordering::SeqCst)).sum()
+    }
+
+    /// Stops sending, and returns for each ident how many messages were acknowledged: 1 to that number.
+    pub(crate) fn finish(self) -> BTreeMap<String, u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        let finish_one = |(ident, acked, thread): (String, Arc<AtomicU64>, JoinHandle<()>)| {
+            thread.join().unwrap();
+            (ident, acked.load(Ordering::SeqCst))
+        };
+        self.devices.into_iter().map(finish_one).collect()
+    }
+}
+
+/// Second `seq` after 2026-01-01, as DDMMYY;HHMMSS.
+fn clock(seq: u64) -> String {
+    let (day, second) = (seq / 86_400, seq % 86_400);
+    assert!(day < 28, "more messages than January has seconds for");
+    format!("{:02}0126;{:02}{:02}{:02}", day + 1, second / 3_600, second / 60 % 60, second % 60)
+}
+
+/// One connection: sign in, then send what comes after the last acknowledged message, single or as a batch.
+fn drive(port: u16, ident: &str, acked: &AtomicU64, stop: &AtomicBool) -> std::io::Result<()> {
+    let stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.set_nodelay(true)?;
+    let (mut answers, mut stream) = (BufReader::new(stream.try_clone()?), stream);
+    let mut exchange = |line: String, expected: String| {
+        stream.write_all(line.as_bytes())?;
+        let mut answer = String::new();
+        answers.read_line(&mut answer)?;
+        if answer == expected { Ok(()) } else { Err(std::io::Error::other(format!("{answer:?}"))) }
+    };
+    exchange(format!("#L#{ident};NA\r\n"), "#AL#1\r\n".to_owned())?;
+    let body = |seq: u64| {
+        format!("{};5355.0926;N;02732.4099;E;{};90;200;9;1.1;NA;NA;NA;NA;seq:1:{seq}", clock(seq), seq % 90)
+    };
+    while !stop.load(Ordering::Relaxed) {
+        let next = acked.load(Ordering::SeqCst) + 1;
+        let count = if next % 3 == 0 { BATCH } else { 1 };
+        if count == 1 {
+            exchange(format!("#D#{}\r\n", body(next)), "#AD#1\r\n".to_owned())?;
+        } else {
+            let bodies: Vec<String> = (next..next + count).map(body).collect();
+            exchange(format!("#B#{}\r\n", bodies.join("|")), format!("#AB#{count}\r\n"))?;
+        }
+        acked.store(next + count - 1, Ordering::SeqCst);
+    }
+    Ok(())
+}
+
+/// Compares what the server has with what it acknowledged, and returns how many messages were compared.
+pub(crate) fn check(server: &Server, acknowledged: &BTreeMap<String, u64>) -> u64 {
+    let mut compared = 0;
+    for (ident, acked) in acknowledged {
+        let device = server.device(ident).unwrap_or_else(|| panic!("device {ident} is gone"));
+        let messages = server.list(&format!("/api/v1/devices/{device}/messages?fields=seq"));
+        let seqs: Vec<u64> = messages.iter().map(|message| message["seq"].as_u64().unwrap()).collect();
+        // What was in flight at a kill may be there without having been acknowledged; it was sent again then.
+        let expected: Vec<u64> = (1..=(*acked).max(seqs.len() as u64)).collect();
+        assert_eq!(seqs, expected, "{ident}: {acked} acknowledged; lost, doubled or out of order");
+        assert!(seqs.len() as u64 <= acked + BATCH, "{ident}: more than was in flight");
+        let received: Vec<&str> = messages.iter().map(|m| m["received"].as_str().unwrap()).collect();
+        assert!(received.is_sorted_by_key(|text| jiff_micros(text)), "{ident}: not in order of arrival");
+        compared += acked;
+    }
+    compared
+}
+
+/// RFC 3339 in UTC as something that sorts: fractions are of different lengths.
+fn jiff_micros(text: &str) -> i64 {
+    text.parse::<fieldline_model::Timestamp>().unwrap().as_micros()
+}
+
+/// The newest message of a device, if it has one.
+pub(crate) fn newest(server: &Server, ident: &str) -> Option<Json> {
+    let device = server.device(ident)?;
+    let page = server.ask("GET", &format!("/api/v1/devices/{device}/messages?reverse=true&limit=1"), None);
+    page["items"].get(0).cloned()
+}
