@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::lexer::Span;
+
 /// One finding in a source text.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Diagnostic {
@@ -30,7 +32,7 @@ pub struct Diagnostics {
 }
 
 impl Diagnostics {
-    pub(crate) fn new(name: &str, source: &str, mut items: Vec<Diagnostic>) -> Self {
+    fn new(name: &str, source: &str, mut items: Vec<Diagnostic>) -> Self {
         items.sort_by_key(|d| (d.line, d.column));
         items.dedup();
         Self { name: name.to_owned(), source: source.to_owned(), items }
@@ -86,6 +88,76 @@ impl fmt::Display for Diagnostics {
         }
         Ok(())
     }
+}
+
+/// A finding by byte range, before lines and columns are known.
+#[derive(Clone, Debug)]
+pub(crate) struct Finding {
+    pub(crate) span: Span,
+    pub(crate) message: String,
+    pub(crate) expected: Option<String>,
+    pub(crate) hint: Option<String>,
+}
+
+impl Finding {
+    pub(crate) fn new(span: Span, message: impl Into<String>) -> Self {
+        Self { span, message: message.into(), expected: None, hint: None }
+    }
+
+    pub(crate) fn expected(mut self, expected: impl Into<String>) -> Self {
+        self.expected = Some(expected.into());
+        self
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// Line numbers of byte offsets.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    starts: Vec<usize>,
+}
+
+impl Lines {
+    pub(crate) fn new(source: &str) -> Self {
+        let breaks = source.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(at, _)| at + 1);
+        Self { starts: std::iter::once(0).chain(breaks).collect() }
+    }
+
+    /// The line of byte `offset`, from 1.
+    pub(crate) fn line(&self, offset: usize) -> u32 {
+        u32::try_from(self.starts.partition_point(|start| *start <= offset)).unwrap_or(u32::MAX)
+    }
+
+    fn start(&self, line: u32) -> usize {
+        let at = usize::try_from(line).unwrap_or(0).saturating_sub(1);
+        self.starts.get(at).copied().unwrap_or(0)
+    }
+}
+
+/// The findings with their lines and columns.
+pub(crate) fn diagnostics(name: &str, source: &str, findings: Vec<Finding>) -> Diagnostics {
+    let lines = Lines::new(source);
+    let columns = |from: usize, to: usize| {
+        let text = source.get(from..to.min(source.len())).unwrap_or("");
+        u32::try_from(text.chars().count()).unwrap_or(u32::MAX).saturating_add(1)
+    };
+    let items = findings.into_iter().map(|finding| {
+        let Finding { span, message, expected, hint } = finding;
+        let line = lines.line(span.start);
+        let start = lines.start(line);
+        let line_end = source
+            .get(start..)
+            .and_then(|rest| rest.find('\n'))
+            .map_or(source.len(), |length| start + length);
+        let column = columns(start, span.start);
+        let end = columns(start, span.end.min(line_end)).max(column.saturating_add(1));
+        Diagnostic { line, column, end, message, expected, hint }
+    });
+    Diagnostics::new(name, source, items.collect())
 }
 
 /// The known name nearest to `word`, if one is near enough to be what was meant.

@@ -8,9 +8,17 @@
 pub mod library;
 pub mod vectors;
 
+mod ast;
+mod check;
+mod compile;
 mod diagnostics;
+mod format;
+mod lexer;
+mod op;
+mod parser;
 mod program;
 mod session;
+mod vm;
 
 pub use diagnostics::{Diagnostic, Diagnostics};
 pub use program::{CommandDecl, DeclKind, ParamDecl, Program, SettingDecl};
@@ -25,7 +33,10 @@ pub use session::{
 ///
 /// Everything that is wrong with it, each with its place.
 pub fn compile(name: &str, source: &str) -> Result<Program, Diagnostics> {
-    Err(Diagnostics::new(name, source, Vec::new()))
+    let mut findings = Vec::new();
+    let file = parser::parse(source, &mut findings);
+    let program = compile::compile(source, &file, &mut findings);
+    if findings.is_empty() { Ok(program) } else { Err(diagnostics::diagnostics(name, source, findings)) }
 }
 
 /// The source in the one accepted layout; comments are kept.
@@ -34,5 +45,10 @@ pub fn compile(name: &str, source: &str) -> Result<Program, Diagnostics> {
 ///
 /// If it does not parse.
 pub fn format(source: &str) -> Result<String, Diagnostics> {
-    Err(Diagnostics::new("source", source, Vec::new()))
+    let mut findings = Vec::new();
+    let _file = parser::parse(source, &mut findings);
+    if !findings.is_empty() {
+        return Err(diagnostics::diagnostics("source", source, findings));
+    }
+    Ok(format::format(source))
 }

@@ -1,6 +1,13 @@
 //! A compiled protocol and what it declares.
 
-use fieldline_model::Transport;
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+
+use fieldline_model::{CloseCode, Decimal, ParamName, Transport, Value};
+
+use crate::ast::RowKind;
+use crate::op::Op;
+use crate::vm::value::Val;
 
 /// A setting of a device that a protocol reads.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -25,6 +32,35 @@ pub enum DeclKind {
     Int,
     /// Text.
     Text,
+}
+
+impl DeclKind {
+    /// The kind that a program calls `name`.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "bool" => Self::Bool,
+            "int" => Self::Int,
+            "text" => Self::Text,
+            _ => return None,
+        })
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Bool => "bool",
+            Self::Int => "int",
+            Self::Text => "text",
+        }
+    }
+
+    /// The value, if it is of this kind.
+    pub(crate) fn take(self, value: &Value) -> Option<Val> {
+        match (self, value) {
+            (Self::Bool, Value::Bool(_)) | (Self::Text, Value::Text(_)) => Some(Val::from(value)),
+            (Self::Int, _) => value.as_i64().map(Val::Int),
+            _ => None,
+        }
+    }
 }
 
 /// A command that a protocol can send.
@@ -57,6 +93,140 @@ pub struct Program {
     pub(crate) transports: Vec<Transport>,
     pub(crate) settings: Vec<SettingDecl>,
     pub(crate) commands: Vec<CommandDecl>,
+    /// Index of the rule of each command.
+    pub(crate) command_rules: Vec<u16>,
+    /// Runs where nobody looks.
+    pub(crate) plain: Code,
+    /// The same, telling of each field.
+    pub(crate) traced: Code,
+    pub(crate) consts: Vec<Val>,
+    pub(crate) names: Vec<ParamName>,
+    pub(crate) scales: Vec<Decimal>,
+    pub(crate) classes: Vec<Class>,
+    pub(crate) rules: Vec<Rule>,
+    pub(crate) tables: Vec<Table>,
+    /// Values of the frame's variables when it begins.
+    pub(crate) vars: Vec<Val>,
+    /// Names and first values of the connection's variables.
+    pub(crate) session_vars: Vec<(String, Val)>,
+    pub(crate) on_stream: Option<u16>,
+    pub(crate) on_datagram: Option<u16>,
+}
+
+/// Instructions, and the line that each comes from.
+#[derive(Debug, Default)]
+pub(crate) struct Code {
+    pub(crate) ops: Vec<Op>,
+    pub(crate) lines: Vec<u32>,
+}
+
+/// A rule's place in the code.
+#[derive(Debug)]
+pub(crate) struct Rule {
+    pub(crate) name: Arc<str>,
+    pub(crate) start_plain: u32,
+    pub(crate) start_traced: u32,
+    /// Registers that it uses, arguments of its calls not counted.
+    pub(crate) registers: u16,
+}
+
+/// A class of errors.
+#[derive(Debug)]
+pub(crate) struct Class {
+    pub(crate) name: Arc<str>,
+    /// Whether the lenient option makes its checks pass.
+    pub(crate) lenient: bool,
+    pub(crate) close: Option<CloseCode>,
+    /// The rule that answers it.
+    pub(crate) answer: Option<u16>,
+}
+
+/// Classes that the machine itself raises, in the order of their indexes.
+pub(crate) const MACHINE_CLASSES: &[(&str, Option<CloseCode>)] = &[
+    ("truncated", None),
+    ("frame_too_large", Some(CloseCode::FrameTooLarge)),
+    ("limit_exceeded", Some(CloseCode::LimitExceeded)),
+    ("bad_value", Some(CloseCode::ProtocolError)),
+];
+
+/// Index of `truncated` among the classes.
+pub(crate) const TRUNCATED: u16 = 0;
+/// Index of `frame_too_large`.
+pub(crate) const FRAME_TOO_LARGE: u16 = 1;
+/// Index of `limit_exceeded`.
+pub(crate) const LIMIT_EXCEEDED: u16 = 2;
+/// Index of `bad_value`.
+pub(crate) const BAD_VALUE: u16 = 3;
+
+/// What a table says of one id.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    /// The parameter; for an id that the table lacks, the same as `raw`.
+    pub(crate) name: ParamName,
+    /// The parameter that keeps the value as sent, where it is not of the declared kind.
+    pub(crate) raw: ParamName,
+    pub(crate) kind: RowKind,
+    pub(crate) factor: Option<Decimal>,
+    pub(crate) offset: Option<Decimal>,
+    /// Numbers that are no values but codes; they are kept as sent.
+    pub(crate) except: Box<[i64]>,
+}
+
+/// Ids whose entries are made once and kept, a page of them when the first of it is met.
+const PAGES: usize = 256;
+const PAGE: usize = 256;
+
+/// Parameters by id.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) name: String,
+    /// Name of ids that it lacks, before and after the id; without one they are not stored.
+    unknown: Option<(String, String)>,
+    rows: HashMap<u64, Entry>,
+    pages: Box<[OnceLock<Box<[Option<Entry>]>>]>,
+}
+
+impl Table {
+    pub(crate) fn new(
+        name: String,
+        unknown: Option<(String, String)>,
+        rows: HashMap<u64, Entry>,
+    ) -> Self {
+        let pages = (0..PAGES).map(|_| OnceLock::new()).collect();
+        Self { name, unknown, rows, pages }
+    }
+
+    /// Ids that it names.
+    pub(crate) fn rows(&self) -> &HashMap<u64, Entry> {
+        &self.rows
+    }
+
+    /// Name of the raw value of `id`.
+    pub(crate) fn raw_name(&self, id: u64) -> Option<ParamName> {
+        let (before, after) = self.unknown.as_ref()?;
+        ParamName::new(format!("{before}{id}{after}")).ok()
+    }
+
+    fn make(&self, id: u64) -> Option<Entry> {
+        if let Some(entry) = self.rows.get(&id) {
+            return Some(entry.clone());
+        }
+        let raw = self.raw_name(id)?;
+        let (factor, offset, except) = (None, None, Box::default());
+        Some(Entry { name: raw.clone(), raw, kind: RowKind::Unsigned, factor, offset, except })
+    }
+
+    /// What is said of `id`: from the pages, or made and put into `spare` for a large id.
+    pub(crate) fn entry<'a>(&'a self, id: u64, spare: &'a mut Option<Entry>) -> Option<&'a Entry> {
+        let at = usize::try_from(id).unwrap_or(usize::MAX);
+        if let Some(page) = self.pages.get(at / PAGE) {
+            let first = (at / PAGE * PAGE) as u64;
+            let page = page.get_or_init(|| (first..first + PAGE as u64).map(|id| self.make(id)).collect());
+            return page.get(at % PAGE)?.as_ref();
+        }
+        *spare = self.make(id);
+        spare.as_ref()
+    }
 }
 
 impl Program {
@@ -90,9 +260,13 @@ impl Program {
         &self.commands
     }
 
-    /// Its bytecode as text, each instruction with the line that it comes from.
-    #[must_use]
-    pub fn disassemble(&self) -> String {
-        String::new()
+    /// The rule that instruction `pc` belongs to.
+    pub(crate) fn rule_at(&self, pc: usize, traced: bool) -> Arc<str> {
+        let start = |rule: &Rule| {
+            let start = if traced { rule.start_traced } else { rule.start_plain };
+            usize::try_from(start).unwrap_or(usize::MAX)
+        };
+        let rule = self.rules.iter().filter(|r| start(r) <= pc).max_by_key(|r| start(r));
+        rule.map_or_else(|| "?".into(), |rule| Arc::clone(&rule.name))
     }
 }

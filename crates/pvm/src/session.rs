@@ -6,7 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use fieldline_model::{CloseCode, Decoded, Params, Timestamp, Transport, Value};
 
-use crate::Program;
+use crate::vm::value::Val;
+use crate::vm::{Environment, Machine, Stop};
+use crate::{Program, SettingDecl};
 
 /// What one frame may use at most. A frame that needs more ends with class `limit_exceeded` or
 /// `frame_too_large`, and nothing of it is kept.
@@ -192,47 +194,204 @@ pub enum CommandError {
 }
 
 /// The run of a program over one TCP connection, or over one UDP datagram.
+///
+/// A caller feeds what came, then steps until [`Step::NeedMore`]:
+///
+/// ```text
+/// feed(bytes) → step() → Login → login_accepted() → step() → Frame → step() → NeedMore → feed(…)
+/// ```
 #[derive(Debug)]
 pub struct Session {
     program: Arc<Program>,
     options: Options,
     buffer: Vec<u8>,
+    /// First byte of the frame that is run or comes next.
+    start: usize,
+    ended: bool,
+    ident: Option<Arc<str>>,
+    settings: Vec<Val>,
+    session_vars: Vec<Val>,
+    machine: Option<Box<Machine>>,
+    running: bool,
+    pending: Option<(String, Option<String>)>,
+    /// Messages of the last frame and parameters of its last message: room for the next.
+    hints: (usize, usize),
 }
+
+/// Longest spare room that a session keeps between frames.
+const SPARE_BYTES_MAX: usize = 64 << 10;
 
 impl Session {
     /// A session that has seen no bytes.
     #[must_use]
     pub fn new(program: Arc<Program>, options: Options) -> Self {
-        Self { program, options, buffer: Vec::new() }
+        let settings = settings_of(&program, &BTreeMap::new());
+        let session_vars = program.session_vars.iter().map(|(_, value)| value.clone()).collect();
+        Self {
+            program,
+            options,
+            buffer: Vec::new(),
+            start: 0,
+            ended: false,
+            ident: None,
+            settings,
+            session_vars,
+            machine: None,
+            running: false,
+            pending: None,
+            hints: (0, 0),
+        }
     }
 
     /// Makes the device known as if it had logged in, or replaces its settings.
     pub fn identify(&mut self, ident: &str, settings: &BTreeMap<String, serde_json::Value>) {
-        let _known = (ident, settings, &self.program, &self.options);
+        self.ident = Some(ident.into());
+        self.settings = settings_of(&self.program, settings);
+    }
+
+    /// Sets a variable of the connection as if a frame had; false if there is none of that name.
+    pub(crate) fn set_variable(&mut self, name: &str, value: Value) -> bool {
+        let at = self.program.session_vars.iter().position(|(n, _)| n == name);
+        match at.and_then(|at| self.session_vars.get_mut(at)) {
+            Some(slot) => {
+                *slot = Val::from(&value);
+                true
+            }
+            None => false,
+        }
     }
 
     /// Appends what the device sent.
     pub fn feed(&mut self, bytes: &[u8]) {
+        if self.start > 0 && self.start * 2 >= self.buffer.len() {
+            self.buffer.drain(..self.start);
+            self.start = 0;
+        }
         self.buffer.extend_from_slice(bytes);
     }
 
     /// Says that no more bytes will come: what is incomplete then is `truncated`.
-    pub fn end_of_input(&mut self) {}
+    pub fn end_of_input(&mut self) {
+        self.ended = true;
+    }
 
     /// Runs until something happens. `now` is what the program sees as the current time.
+    ///
+    /// Until a [`Step::Login`] is answered, it comes again.
     pub fn step(&mut self, now: Timestamp) -> Step {
-        let _now = now;
-        Step::NeedMore
+        if let Some((ident, password)) = &self.pending {
+            return Step::Login { ident: ident.clone(), password: password.clone() };
+        }
+        let datagram = self.options.transport == Transport::Udp;
+        if !self.running {
+            if self.start >= self.buffer.len() {
+                return Step::NeedMore;
+            }
+            let rule = if datagram { self.program.on_datagram } else { self.program.on_stream };
+            let Some(rule) = rule else { return self.no_rule() };
+            let (program, traced) = (&self.program, self.options.trace);
+            match &mut self.machine {
+                Some(machine) => machine.reset(program, rule, traced, self.hints),
+                None => {
+                    self.machine = Some(Box::new(Machine::new(program, rule, traced, self.hints)));
+                }
+            }
+            self.running = true;
+        }
+        let Some(machine) = &mut self.machine else { return Step::NeedMore };
+        let available = self.buffer.get(self.start..).unwrap_or(&[]);
+        let most = available.len().min(self.options.limits.frame_bytes_max);
+        let mut env = Environment {
+            program: &self.program,
+            input: available.get(..most).unwrap_or(available),
+            ended: self.ended,
+            limits: self.options.limits,
+            lenient: self.options.lenient,
+            traced: self.options.trace,
+            datagram,
+            now,
+            ident: self.ident.as_ref(),
+            settings: &self.settings,
+            session_vars: &mut self.session_vars,
+        };
+        match machine.run(&mut env) {
+            Stop::NeedMore => Step::NeedMore,
+            Stop::Login { ident, password } => {
+                self.pending = Some((ident.clone(), password.clone()));
+                Step::Login { ident, password }
+            }
+            Stop::Done { length } => {
+                // Always some progress: a frame of no bytes would come again for ever.
+                let length = length.clamp(1, available.len().max(1)).min(available.len());
+                let frame = Frame {
+                    bytes: Bytes::copy_from_slice(available.get(..length).unwrap_or(&[])),
+                    ident: self.ident.clone(),
+                    messages: std::mem::take(&mut machine.messages),
+                    replies: std::mem::take(&mut machine.replies),
+                    command_answer: machine.answer.take(),
+                    fields: std::mem::take(&mut machine.fields),
+                    error: machine.error.take(),
+                    close: machine.close,
+                };
+                self.hints = (frame.messages.len(), machine.params_hint());
+                self.finish(length);
+                Step::Frame(frame)
+            }
+        }
+    }
+
+    /// The frame's bytes are done with.
+    fn finish(&mut self, length: usize) {
+        self.running = false;
+        self.start += length;
+        if self.start >= self.buffer.len() {
+            self.buffer.clear();
+            self.start = 0;
+            if self.buffer.capacity() > SPARE_BYTES_MAX {
+                self.buffer = Vec::new();
+                self.machine = None;
+            }
+        }
+    }
+
+    /// The protocol says nothing about this transport.
+    fn no_rule(&mut self) -> Step {
+        let rest = self.buffer.get(self.start..).unwrap_or(&[]);
+        let bytes = Bytes::copy_from_slice(rest);
+        let error = FrameError {
+            class: "unsupported_transport".into(),
+            message: format!("protocol {} does not use this transport", self.program.name()),
+            offset: 0,
+            rule: "?".into(),
+            line: 0,
+        };
+        self.finish(bytes.len());
+        Step::Frame(Frame {
+            bytes,
+            error: Some(error),
+            close: Some(CloseCode::Unsupported),
+            ..Frame::default()
+        })
     }
 
     /// Answers [`Step::Login`]: the device is known, with these settings.
     pub fn login_accepted(&mut self, settings: &BTreeMap<String, serde_json::Value>) {
-        let _settings = settings;
+        let Some((ident, _)) = self.pending.take() else { return };
+        self.identify(&ident, settings);
+        if let Some(machine) = &mut self.machine {
+            machine.login(true);
+        }
     }
 
     /// Answers [`Step::Login`]: the device is not known. The protocol's words for that come with
-    /// the next [`Step::Frame`].
-    pub fn login_refused(&mut self) {}
+    /// the next [`Step::Frame`], and with them a close code.
+    pub fn login_refused(&mut self) {
+        if self.pending.take().is_some()
+            && let Some(machine) = &mut self.machine
+        {
+            machine.login(false);
+        }
+    }
 
     /// The bytes of command `name`.
     ///
@@ -244,23 +403,85 @@ impl Session {
         name: &str,
         params: &Params,
     ) -> Result<EncodedCommand, CommandError> {
-        let _params = params;
-        Err(CommandError::Unknown {
-            protocol: self.program.name().to_owned(),
-            name: name.to_owned(),
-            known: String::new(),
-        })
+        let program = Arc::clone(&self.program);
+        let found = program.commands.iter().zip(&program.command_rules).find(|(c, _)| c.name == name);
+        let Some((command, rule)) = found else {
+            let known: Vec<&str> = program.commands.iter().map(|c| c.name.as_str()).collect();
+            return Err(CommandError::Unknown {
+                protocol: program.name().to_owned(),
+                name: name.to_owned(),
+                known: if known.is_empty() { "none".into() } else { known.join(", ") },
+            });
+        };
+        let mut args = Vec::with_capacity(command.params.len());
+        for param in &command.params {
+            let value = params.get(&param.name);
+            let arg = value.and_then(|value| param.kind.take(value));
+            let problem = match value {
+                Some(_) => format!("must be of kind {}", param.kind.name()),
+                None => "is missing".to_owned(),
+            };
+            args.push(arg.ok_or_else(|| CommandError::Param {
+                name: name.to_owned(),
+                param: param.name.clone(),
+                problem,
+            })?);
+        }
+        let mut machine = Machine::new(&program, *rule, false, (0, 0));
+        machine.arguments(args);
+        let mut session_vars = self.session_vars.clone();
+        let mut env = Environment {
+            program: &program,
+            input: &[],
+            ended: true,
+            limits: self.options.limits,
+            lenient: false,
+            traced: false,
+            datagram: self.options.transport == Transport::Udp,
+            now: Timestamp::default(),
+            ident: self.ident.as_ref(),
+            settings: &self.settings,
+            session_vars: &mut session_vars,
+        };
+        let stop = machine.run(&mut env);
+        let failed = |problem: String| CommandError::Failed { name: name.to_owned(), problem };
+        if let Some(error) = machine.error {
+            return Err(failed(error.to_string()));
+        }
+        if !matches!(stop, Stop::Done { .. }) || machine.replies.is_empty() {
+            return Err(failed("the program sends nothing".into()));
+        }
+        self.session_vars = session_vars;
+        let bytes: Vec<u8> = machine.replies.iter().flat_map(|r| r.bytes.iter().copied()).collect();
+        Ok(EncodedCommand { bytes: bytes.into(), expects_answer: machine.expects })
+    }
+
+    /// The device that is logged in.
+    #[must_use]
+    pub fn ident(&self) -> Option<&str> {
+        self.ident.as_deref()
     }
 
     /// Bytes fed and not yet part of a finished frame.
     #[must_use]
     pub fn buffered(&self) -> usize {
-        self.buffer.len()
+        self.buffer.len() - self.start
     }
 
     /// Whether a frame was begun and not finished.
     #[must_use]
     pub fn mid_frame(&self) -> bool {
-        !self.buffer.is_empty()
+        self.running
     }
+}
+
+/// Values of the program's settings: those given, of the right kind, or the defaults.
+fn settings_of(program: &Program, given: &BTreeMap<String, serde_json::Value>) -> Vec<Val> {
+    let value = |setting: &SettingDecl| {
+        let given = given.get(&setting.name).and_then(|json| Value::from_json(json.clone()));
+        given.and_then(|value| setting.kind.take(&value)).unwrap_or_else(|| {
+            Value::from_json(setting.default.clone()).map_or(Val::Null, |value| Val::from(&value))
+        })
+    };
+    program.settings.iter().map(value).collect()
 }
