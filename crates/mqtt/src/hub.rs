@@ -32,7 +32,7 @@ use crate::topic::{matches, push_level};
 const LINGER: Duration = Duration::from_secs(10);
 /// Deliveries after which the connections get their turn, so that a burst goes
 /// out while it comes in instead of filling their queues first.
-const TURN_DELIVERIES: usize = 256;
+const TURN_DELIVERIES: usize = 64;
 /// Seconds that the publish rate is averaged over.
 const RATE_S: f64 = 10.0;
 

@@ -56,6 +56,7 @@ use tracing::warn;
 
 pub use config::{ConfigError, MqttConfig};
 use hub::Hub;
+pub use topic::ROOTS;
 
 /// Wait after the system refused a connection, mostly for want of files.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);

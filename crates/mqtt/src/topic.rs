@@ -15,7 +15,7 @@ pub(crate) const TOPIC_BYTES_MAX: usize = 1_024;
 pub(crate) const LEVELS_MAX: usize = 16;
 
 /// First levels that can be subscribed to.
-pub(crate) const ROOTS: [&str; 6] = ["message", "state", "event", "log", "command", "client"];
+pub const ROOTS: [&str; 6] = ["message", "state", "event", "log", "command", "client"];
 
 /// Where a client's PUBLISH goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
