@@ -46,6 +46,10 @@ impl Counters {
 /// How long a submit waits for the declarations of parameters at start-up.
 const LOAD_WAIT: Duration = Duration::from_secs(10);
 
+/// Tries of one append while the store is busy: about two seconds.
+const BUSY_TRIES_MAX: u32 = 100;
+const BUSY_RETRY_DELAY: Duration = Duration::from_millis(20);
+
 impl Ingest {
     /// Takes what a device said. When this returns `Ok` the messages are
     /// durable, last values have them and subscribers were told: the link may
@@ -61,7 +65,7 @@ impl Ingest {
     /// # Errors
     ///
     /// See [`HistoryError`]; on any of them nothing may be acknowledged.
-    /// [`HistoryError::Busy`] may be tried again soon.
+    /// [`HistoryError::Busy`] comes only after the store was busy for seconds.
     pub async fn submit(
         &self,
         account: AccountId,
@@ -111,11 +115,18 @@ impl Ingest {
         let Platform { history, state, bus, .. } = &self.inner.platform;
         let Counters { messages, duplicates, append_seconds, .. } = &self.inner.counters;
         let begun = std::time::Instant::now();
-        let receipts = match history.append(batch.clone()).await {
-            Ok(receipts) => receipts,
-            Err(error) => {
-                metrics::counter!("ingest_failures_total", "code" => error.code()).increment(1);
-                return Err(error);
+        let mut tries = 1;
+        let receipts = loop {
+            match history.append(batch.clone()).await {
+                Ok(receipts) => break receipts,
+                Err(HistoryError::Busy) if tries < BUSY_TRIES_MAX => {
+                    tries += 1;
+                    tokio::time::sleep(BUSY_RETRY_DELAY).await;
+                }
+                Err(error) => {
+                    metrics::counter!("ingest_failures_total", "code" => error.code()).increment(1);
+                    return Err(error);
+                }
             }
         };
         append_seconds.record(begun.elapsed());

@@ -104,6 +104,15 @@ async fn what_is_not_durable_is_neither_known_nor_told() {
     assert!(silent.is_err());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_busy_store_is_tried_again() {
+    let world = world();
+    world.history.play([Script::Fail(HistoryError::Busy), Script::Fail(HistoryError::Busy)]);
+    assert_eq!(world.submit(vec![message(1, 10)]).await.unwrap().stored, 1);
+    world.history.fail_always(Some(HistoryError::Busy));
+    assert!(matches!(world.submit(vec![message(2, 10)]).await, Err(HistoryError::Busy)));
+}
+
 #[tokio::test]
 async fn again_is_the_same_as_once_and_state_catches_up() {
     let world = world();

@@ -1,0 +1,68 @@
+//! What management asks of the gateway.
+
+use async_trait::async_trait;
+use fieldline_contracts::{ChannelControl, ChannelStatus, ConnectionInfo};
+use fieldline_model::{AccountId, ChannelId, CloseCode, ConnectionId};
+
+use crate::Gateway;
+
+/// Most connections of one answer.
+const CONNECTIONS_MAX: usize = 10_000;
+
+impl Gateway {
+    fn live(
+        &self,
+        account: AccountId,
+        channel: ChannelId,
+    ) -> Option<std::sync::Arc<crate::channel::ChannelLive>> {
+        let channels = self.shared.channels.read();
+        channels.get(&channel).filter(|entry| entry.account == account)?.live.clone()
+    }
+}
+
+#[async_trait]
+impl ChannelControl for Gateway {
+    async fn status(&self, account: AccountId, channel: ChannelId) -> ChannelStatus {
+        let channels = self.shared.channels.read();
+        let entry = channels.get(&channel).filter(|entry| entry.account == account);
+        let Some(entry) = entry else { return ChannelStatus::default() };
+        ChannelStatus {
+            listening: entry.live.is_some(),
+            error: entry.error.clone(),
+            address: entry.live.as_ref().map(|live| live.address.to_string()),
+            connections: entry.live.as_ref().map_or(0, |live| live.count()),
+        }
+    }
+
+    async fn connections(&self, account: AccountId, channel: ChannelId) -> Vec<ConnectionInfo> {
+        let Some(live) = self.live(account, channel) else { return Vec::new() };
+        let mut connections = live.connections();
+        connections.sort_unstable_by_key(|connection| connection.id);
+        connections.iter().take(CONNECTIONS_MAX).map(|connection| connection.info()).collect()
+    }
+
+    async fn close(
+        &self,
+        account: AccountId,
+        channel: ChannelId,
+        connection: ConnectionId,
+    ) -> bool {
+        let found = self.live(account, channel).and_then(|live| live.connection(connection));
+        if let Some(connection) = &found {
+            connection.close(CloseCode::ClosedByOperator);
+        }
+        found.is_some()
+    }
+
+    async fn problems(&self) -> Vec<String> {
+        if !*self.ready.borrow() {
+            return vec!["channels are being opened".to_owned()];
+        }
+        let channels = self.shared.channels.read();
+        let failed = channels.iter().filter(|(_, entry)| entry.enabled && entry.live.is_none());
+        let text = |(id, entry): (&ChannelId, &crate::shared::Entry)| {
+            entry.error.as_ref().map(|error| format!("channel {id}: {error}"))
+        };
+        failed.filter_map(text).collect()
+    }
+}

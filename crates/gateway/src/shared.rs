@@ -1,0 +1,481 @@
+//! What all event loops and connections of the gateway share, and what each
+//! connection does with a device: identify it, hold it, take what it says.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use fieldline_contracts::{Outcome, Platform, SessionHandle};
+use fieldline_ingest::{Ingest, own_params};
+use fieldline_model::{
+    AccountId, ChannelId, CloseCode, CommandId, ConnectionId, Device, Event, EventKind, Timestamp,
+};
+use fieldline_pvm::{CommandAnswer, Frame, Options, Program, Session};
+use metrics::{Counter, Gauge};
+use parking_lot::RwLock;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use crate::channel::ChannelLive;
+use crate::config::GatewayConfig;
+use crate::connection::{Connection, Directory};
+use crate::journal::{self, FrameLine, Line};
+use crate::limit::LineLimit;
+use crate::programs::Programs;
+
+/// Lines of frames that one device may log in a burst, and a second in the long run: a black box
+/// that empties itself shows its beginning, and crowds nobody out.
+const FRAME_LINES_BURST: f64 = 200.0;
+const FRAME_LINES_PER_S: f64 = 20.0;
+
+/// Why a connection ends.
+#[derive(Clone, Debug)]
+pub(crate) struct End {
+    pub(crate) code: CloseCode,
+    /// More about it, for the log; may be empty.
+    pub(crate) text: String,
+}
+
+impl End {
+    pub(crate) fn new(code: CloseCode, text: impl Into<String>) -> Self {
+        Self { code, text: text.into() }
+    }
+}
+
+/// A channel as the supervisor knows it.
+pub(crate) struct Entry {
+    pub(crate) account: AccountId,
+    pub(crate) enabled: bool,
+    pub(crate) live: Option<Arc<ChannelLive>>,
+    pub(crate) error: Option<String>,
+}
+
+pub(crate) struct Metrics {
+    pub(crate) opened: Counter,
+    pub(crate) connections: Gauge,
+    pub(crate) frames: Counter,
+    pub(crate) frame_errors: Counter,
+    pub(crate) received_bytes: Counter,
+    pub(crate) sent_bytes: Counter,
+    pub(crate) datagrams: Counter,
+    pub(crate) lines_suppressed: Counter,
+    closed: HashMap<CloseCode, Counter>,
+}
+
+impl Metrics {
+    fn new() -> Self {
+        let closed = |code: &CloseCode| {
+            (*code, metrics::counter!("gateway_connections_closed_total", "code" => code.name()))
+        };
+        Self {
+            opened: metrics::counter!("gateway_connections_opened_total"),
+            connections: metrics::gauge!("gateway_connections"),
+            frames: metrics::counter!("gateway_frames_total"),
+            frame_errors: metrics::counter!("gateway_frame_errors_total"),
+            received_bytes: metrics::counter!("gateway_received_bytes_total"),
+            sent_bytes: metrics::counter!("gateway_sent_bytes_total"),
+            datagrams: metrics::counter!("gateway_datagrams_total"),
+            lines_suppressed: metrics::counter!("gateway_log_lines_suppressed_total"),
+            closed: CloseCode::ALL.iter().map(closed).collect(),
+        }
+    }
+
+    pub(crate) fn closed(&self, code: CloseCode) {
+        if let Some(counter) = self.closed.get(&code) {
+            counter.increment(1);
+        }
+    }
+
+    /// Datagrams let go unread or unanswered; reasons are few and fixed.
+    pub(crate) fn datagram_dropped(&self, reason: &'static str) {
+        metrics::counter!("gateway_datagrams_dropped_total", "reason" => reason).increment(1);
+    }
+}
+
+pub(crate) struct Shared {
+    pub(crate) config: GatewayConfig,
+    pub(crate) ingest: Ingest,
+    pub(crate) programs: Programs,
+    pub(crate) directory: Directory,
+    pub(crate) channels: RwLock<HashMap<ChannelId, Entry>>,
+    /// Every task that holds a connection.
+    pub(crate) tasks: TaskTracker,
+    pub(crate) metrics: Metrics,
+    total: AtomicUsize,
+}
+
+/// A connection's place under the limits, given back when dropped.
+pub(crate) struct Place {
+    shared: Arc<Shared>,
+    channel: Arc<ChannelLive>,
+    id: ConnectionId,
+    address: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let per_address = self.shared.config.connections_per_address_max;
+        self.channel.remove(self.id, self.address, per_address);
+        self.shared.total.fetch_sub(1, Ordering::AcqRel);
+        self.shared.metrics.connections.decrement(1.0);
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(config: GatewayConfig, ingest: Ingest) -> Self {
+        Self {
+            config,
+            ingest,
+            programs: Programs::default(),
+            directory: Directory::new(),
+            channels: RwLock::default(),
+            tasks: TaskTracker::new(),
+            metrics: Metrics::new(),
+            total: AtomicUsize::new(0),
+        }
+    }
+
+    pub(crate) fn platform(&self) -> &Platform {
+        self.ingest.platform()
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.ingest.now()
+    }
+
+    pub(crate) fn fresh_id(&self, now: Timestamp) -> ConnectionId {
+        ConnectionId::new(now, self.platform().clock.random())
+    }
+
+    /// Takes a place for `connection` under all limits.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        channel: &Arc<ChannelLive>,
+        connection: &Arc<Connection>,
+    ) -> Result<Place, End> {
+        let full = |text: String| End::new(CloseCode::TooManyConnections, text);
+        let max = self.config.connections_max;
+        let taken = self.total.fetch_update(Ordering::AcqRel, Ordering::Acquire, |total| {
+            (total < max).then_some(total + 1)
+        });
+        if taken.is_err() {
+            return Err(full(format!("the gateway holds {max} connections already")));
+        }
+        let address = connection.peer().ip();
+        if let Err(text) = channel.admit(address, self.config.connections_per_address_max) {
+            self.total.fetch_sub(1, Ordering::AcqRel);
+            return Err(full(text));
+        }
+        self.metrics.opened.increment(1);
+        self.metrics.connections.increment(1.0);
+        channel.add(Arc::clone(connection));
+        let (shared, channel) = (Arc::clone(self), Arc::clone(channel));
+        Ok(Place { shared, channel, id: connection.id, address })
+    }
+
+    /// A session for a connection or datagram of `channel`.
+    pub(crate) fn session(&self, channel: &ChannelLive, program: Arc<Program>) -> Session {
+        let settings = channel.settings();
+        let mut options = Options::new(settings.transport);
+        options.limits.frame_bytes_max = usize::try_from(settings.frame_bytes_max)
+            .unwrap_or(usize::MAX)
+            .min(options.limits.frame_bytes_max.max(16 << 20));
+        Session::new(program, options)
+    }
+
+    /// The device that calls itself `ident`, if it is let in.
+    pub(crate) async fn identify(
+        &self,
+        channel: &ChannelLive,
+        ident: &str,
+        password: Option<&str>,
+    ) -> Result<Arc<Device>, End> {
+        let account = channel.account;
+        let unavailable = |error: fieldline_contracts::RegistryError| {
+            End::new(CloseCode::StorageUnavailable, error.to_string())
+        };
+        let known = self.ingest.device_by_ident(account, ident).await.map_err(unavailable)?;
+        let device = match known {
+            Some(device) => device,
+            None => {
+                let settings = channel.settings();
+                if !settings.auto_register {
+                    let text = "register the device, or let the channel register devices by itself";
+                    return Err(End::new(CloseCode::UnknownDevice, text));
+                }
+                let registered = self.ingest.register(&settings, ident).await;
+                let refused = |error: fieldline_contracts::RegistryError| {
+                    End::new(CloseCode::UnknownDevice, error.to_string())
+                };
+                registered.map_err(refused)?
+            }
+        };
+        if !device.enabled || !self.ingest.account_enabled(account) {
+            return Err(End::new(CloseCode::DeviceDisabled, ""));
+        }
+        // Protocols without passwords give none: then there is nothing to compare.
+        let expected = device.settings.get("password").and_then(serde_json::Value::as_str);
+        if let (Some(expected), Some(given)) = (expected, password)
+            && !expected.is_empty()
+            && expected != given
+        {
+            let text = "the password is not the one in the device's settings";
+            return Err(End::new(CloseCode::UnknownDevice, text));
+        }
+        Ok(device)
+    }
+
+    /// Gives `device` to `connection`: the one that held it is closed, others are told.
+    pub(crate) async fn attach(
+        &self,
+        channel: &ChannelLive,
+        connection: &Arc<Connection>,
+        device: &Arc<Device>,
+    ) -> SessionHandle {
+        connection.set_device(Some(Arc::clone(device)));
+        let before = self.directory.claim(device.id, connection);
+        let replaces = before.as_ref().is_some_and(|before| before.id != connection.id);
+        if let Some(before) = before.filter(|before| before.id != connection.id) {
+            before.close(CloseCode::Replaced);
+        }
+        let Platform { state, commands, .. } = self.platform();
+        let (account, peer, now) = (device.account, connection.peer(), self.now());
+        state.connected(account, device.id, connection.id, peer.to_string(), now).await;
+        let line = || Line::new("connected").connection(connection).peer(peer).channel(channel);
+        let connected = line().transport(connection);
+        self.ingest.log(vec![connected.of_device(device, connection.connected_at)]).await;
+        let login = Line::new("login").connection(connection).ident(&device.ident);
+        self.ingest.log(vec![login.of_device(device, now)]).await;
+        if !replaces {
+            let event = self.presence_event(EventKind::Online, channel, connection, device);
+            self.ingest.event(event).await;
+        }
+        commands.attach(account, device.id, connection.id).await
+    }
+
+    /// Lets go of a device whose connection ended.
+    pub(crate) async fn detach(
+        &self,
+        channel: &ChannelLive,
+        connection: &Connection,
+        device: &Arc<Device>,
+        end: &End,
+    ) {
+        self.directory.release(device.id, connection);
+        let (account, now) = (device.account, self.now());
+        let state = &self.platform().state;
+        let offline = state.disconnected(account, device.id, connection.id, now).await;
+        let line = Line::new("closed").connection(connection).close(end.code).text(&end.text);
+        self.ingest.log(vec![line.of_device(device, now)]).await;
+        if offline {
+            let mut event = self.presence_event(EventKind::Offline, channel, connection, device);
+            let close = own_params([
+                ("close.code", i64::from(end.code.number()).into()),
+                ("close.name", end.code.name().into()),
+            ]);
+            event.params = event.params.into_iter().chain(close).collect();
+            self.ingest.event(event).await;
+        }
+    }
+
+    fn presence_event(
+        &self,
+        kind: EventKind,
+        channel: &ChannelLive,
+        connection: &Connection,
+        device: &Device,
+    ) -> Event {
+        let params = own_params([
+            ("connection.id", connection.id.to_string().into()),
+            ("peer", connection.peer().to_string().into()),
+            ("channel.id", channel.id.to_string().into()),
+            ("ident", device.ident.as_str().into()),
+        ]);
+        self.ingest.new_event(device.account, kind, device.id, params)
+    }
+
+    /// Notes a connection that ended without having become a device's. The channel's log has so
+    /// many of them a second, and the count of the others.
+    pub(crate) fn refused(
+        &self,
+        channel: &ChannelLive,
+        connection: &Connection,
+        ident: Option<&str>,
+        end: &End,
+    ) {
+        let Some(suppressed) = channel.refusals.allow() else {
+            self.metrics.lines_suppressed.increment(1);
+            return;
+        };
+        let kind = if ident.is_some() { "refused" } else { "closed" };
+        let peer = connection.peer();
+        let mut line = Line::new(kind).connection(connection).peer(peer).close(end.code);
+        if let Some(ident) = ident {
+            line = line.ident(ident);
+            let mut params = own_params([
+                ("ident", ident.chars().take(64).collect::<String>().into()),
+                ("peer", peer.to_string().into()),
+                ("close.name", end.code.name().into()),
+            ]);
+            if !end.text.is_empty() {
+                params = params
+                    .into_iter()
+                    .chain(own_params([("text", end.text.as_str().into())]))
+                    .collect();
+            }
+            let rejected = EventKind::Rejected;
+            let event = self.ingest.new_event(channel.account, rejected, channel.id, params);
+            self.ingest.event_soon(event);
+        }
+        let line = line.text(&end.text).suppressed(suppressed);
+        journal::log_channel(&self.ingest, &*self.platform().clock, channel, line);
+    }
+
+    /// Notes a frame that could not be used and whose device is not known.
+    pub(crate) fn log_stray(&self, channel: &ChannelLive, connection: &Connection, frame: &Frame) {
+        let Some(error) = &frame.error else { return };
+        let Some(suppressed) = channel.refusals.allow() else {
+            self.metrics.lines_suppressed.increment(1);
+            return;
+        };
+        let line = Line::new("error")
+            .connection(connection)
+            .peer(connection.peer())
+            .bytes(frame.bytes.get(..1_024).unwrap_or(&frame.bytes))
+            .frame_error(error)
+            .suppressed(suppressed);
+        journal::log_channel(&self.ingest, &*self.platform().clock, channel, line);
+    }
+
+    /// Takes frames of one device: logs them and stores what they say, in one batch. Only when it
+    /// returns `Ok` may the replies be sent.
+    ///
+    /// Not cancel-safe, as [`Ingest::submit`].
+    pub(crate) async fn take(
+        &self,
+        connection: &Arc<Connection>,
+        device: &Arc<Device>,
+        lines: &mut FrameLines,
+        received: Timestamp,
+        frames: Vec<Frame>,
+    ) -> Result<Taken, End> {
+        let mut taken = Taken::default();
+        let mut messages = Vec::with_capacity(frames.iter().map(|f| f.messages.len()).sum());
+        self.metrics.frames.increment(frames.len() as u64);
+        for (at, frame) in frames.into_iter().enumerate() {
+            if frame.error.is_some() {
+                self.metrics.frame_errors.increment(1);
+            }
+            if let Some(suppressed) = lines.allow(self) {
+                let line = FrameLine {
+                    bytes: frame.bytes,
+                    messages: frame.messages.clone(),
+                    error: frame.error,
+                    suppressed,
+                };
+                journal::log_frame(&self.ingest, device, connection, received, line);
+            }
+            messages.extend(frame.messages);
+            taken.replies.extend(frame.replies.into_iter().map(|reply| (at, reply.bytes)));
+            taken.answers.extend(frame.command_answer);
+        }
+        if messages.is_empty() {
+            return Ok(taken);
+        }
+        let count = messages.len();
+        let submit = self.ingest.submit(device.account, device.id, received, messages);
+        match submit.await {
+            Ok(submitted) if submitted.rejected == 0 => {
+                connection.note_messages(count);
+                Ok(taken)
+            }
+            Ok(submitted) => {
+                let text = format!("{} of {count} messages are too large", submitted.rejected);
+                Err(End::new(CloseCode::LimitExceeded, text))
+            }
+            Err(error) => Err(End::new(CloseCode::StorageUnavailable, error.to_string())),
+        }
+    }
+
+    /// Logs what was sent to a device.
+    pub(crate) fn log_sent(
+        &self,
+        connection: &Arc<Connection>,
+        device: &Arc<Device>,
+        lines: &mut FrameLines,
+        line: impl FnOnce() -> Line,
+    ) {
+        if let Some(suppressed) = lines.allow(self) {
+            let line = line().connection(connection).suppressed(suppressed);
+            let line = line.of_device(device, self.now());
+            self.ingest.log_with(line.params().content_bytes(), move || line);
+        }
+    }
+
+    /// Tells what became of a command, by the device's answer.
+    pub(crate) async fn answered(
+        &self,
+        connection: &Arc<Connection>,
+        device: &Arc<Device>,
+        command: CommandId,
+        answer: CommandAnswer,
+    ) {
+        let line = Line::new("answer")
+            .connection(connection)
+            .command(&command.to_string())
+            .text(&answer.text)
+            .of_device(device, self.now());
+        self.ingest.log(vec![line]).await;
+        let outcome = if answer.accepted {
+            Outcome::Answered(answer.text)
+        } else {
+            let because = if answer.text.is_empty() { "without a reason" } else { &answer.text };
+            Outcome::Failed(format!("the device refused it: {because}"))
+        };
+        self.report(device, connection, command, outcome).await;
+    }
+
+    pub(crate) async fn report(
+        &self,
+        device: &Device,
+        connection: &Connection,
+        command: CommandId,
+        outcome: Outcome,
+    ) {
+        let commands = &self.platform().commands;
+        commands.report(device.account, connection.id, command, outcome).await;
+    }
+}
+
+/// What is to be done once frames are stored.
+#[derive(Default)]
+pub(crate) struct Taken {
+    /// Replies in order, each with the place of its frame.
+    pub(crate) replies: Vec<(usize, Bytes)>,
+    pub(crate) answers: Vec<CommandAnswer>,
+}
+
+/// The limit on one device's log lines of frames.
+pub(crate) struct FrameLines(LineLimit);
+
+impl FrameLines {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self(LineLimit::new(FRAME_LINES_PER_S, FRAME_LINES_BURST, now))
+    }
+
+    fn allow(&mut self, shared: &Shared) -> Option<u64> {
+        let allowed = self.0.allow(Instant::now());
+        if allowed.is_none() {
+            shared.metrics.lines_suppressed.increment(1);
+        }
+        allowed
+    }
+}
+
+/// A command on the wire whose answer is awaited.
+pub(crate) struct Pending {
+    pub(crate) id: CommandId,
+    pub(crate) deadline: Instant,
+}
