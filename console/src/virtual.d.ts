@@ -1,0 +1,4 @@
+declare module 'virtual:outline' {
+  export const coarse: string;
+  export const fine: string;
+}
