@@ -458,3 +458,6 @@ fn within(count: usize) -> Result<(), CodecError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

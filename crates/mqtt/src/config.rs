@@ -39,7 +39,8 @@ pub struct MqttConfig {
     /// Most subscriptions of one client. At least 1.
     pub subscriptions_max: usize,
     /// Messages a second that the clients of one account may publish together,
-    /// averaged over ten seconds; beyond it they are read more slowly. At least 1.
+    /// averaged over ten seconds; beyond it they are read more slowly. One of
+    /// more than 4 KiB counts as several. At least 1.
     pub account_publishes_per_s_max: u32,
     /// Most retained messages under `client/` of one account.
     pub retained_messages_max: usize,

@@ -90,9 +90,7 @@ async fn refuse(stream: Option<Stream>, peer: SocketAddr, refused: Refused) {
         let props = ConnackProps { reason_string, ..ConnackProps::default() };
         codec::connack(&mut output, version, reason, &props);
     }
-    // Whether it could still be told does not matter to anyone.
-    let told = tokio::time::timeout(REFUSAL_TIMEOUT, stream.finish(&mut output)).await;
-    drop(told);
+    stream.finish(&mut output, REFUSAL_TIMEOUT).await;
 }
 
 type Opened = Result<(Stream, BytesMut, Connect), (Option<Stream>, Refused)>;

@@ -33,6 +33,8 @@ const LINGER: Duration = Duration::from_secs(10);
 /// Deliveries after which the connections get their turn, so that a burst goes
 /// out while it comes in instead of filling their queues first.
 const TURN_DELIVERIES: usize = 64;
+/// Bytes of a payload that count as one publish.
+const PACE_BYTES: usize = 4_096;
 /// Seconds that the publish rate is averaged over.
 const RATE_S: f64 = 10.0;
 
@@ -159,14 +161,28 @@ impl Hub {
         self.inner.lock().routes.remove(filter, session)
     }
 
+    /// Messages that wait for all clients together, those of the fullest queue,
+    /// and commands whose answers are awaited.
+    pub(crate) fn depths(&self) -> (usize, usize, usize) {
+        let (mut sum, mut most) = (0, 0);
+        self.each_member(|member| {
+            let depth = member.link.len();
+            sum += depth;
+            most = most.max(depth);
+        });
+        (sum, most, self.answers.load(Ordering::Acquire))
+    }
+
     /// Calls `visit` for every client.
     pub(crate) fn each_member(&self, mut visit: impl FnMut(&Member)) {
         self.inner.lock().members.values().for_each(&mut visit);
     }
 
-    /// Counts `count` publishes against the account's rate. Returns how long the
-    /// client is to wait before it publishes on, if the account is too fast.
-    pub(crate) fn pace(&self, count: u32) -> Option<Duration> {
+    /// Counts a publish of so many bytes against the account's rate: each started
+    /// [`PACE_BYTES`] count as one. Returns how long the client is to wait before
+    /// it publishes on, if the account is too fast.
+    pub(crate) fn pace(&self, bytes: usize) -> Option<Duration> {
+        let count = u32::try_from(bytes / PACE_BYTES).unwrap_or(u32::MAX).saturating_add(1);
         let rate = f64::from(self.config.account_publishes_per_s_max);
         let mut bucket = self.bucket.lock();
         let now = Instant::now();

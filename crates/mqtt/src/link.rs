@@ -123,9 +123,7 @@ impl Link {
         let full = queue.items.len() >= limits.messages_max
             || (queue.bytes + bytes > limits.bytes_max && !queue.items.is_empty());
         if full {
-            let depth = queue.items.len();
             drop(queue);
-            crate::metrics::queue_depth(depth);
             if delivery.qos == 0 {
                 return Pushed::Dropped;
             }
@@ -188,19 +186,17 @@ impl Link {
 
     /// Why the connection is to end, if it is.
     pub(crate) fn kicked(&self) -> Option<Reason> {
-        const REASONS: [Reason; 6] = [
-            Reason::QuotaExceeded,
-            Reason::SessionTakenOver,
-            Reason::NotAuthorized,
-            Reason::AdministrativeAction,
-            Reason::ServerShuttingDown,
-            Reason::ServerUnavailable,
-        ];
         let number = self.kicked.load(Ordering::Acquire);
         if number == 0 {
             return None;
         }
-        Some(REASONS.into_iter().find(|r| r.number() == number).unwrap_or(Reason::Unspecified))
+        Some(
+            Reason::ALL
+                .iter()
+                .copied()
+                .find(|r| r.number() == number)
+                .unwrap_or(Reason::Unspecified),
+        )
     }
 
     /// Whether the connection is told to end, or to send last values again.

@@ -29,9 +29,11 @@ pub(crate) fn dropped(why: &'static str) {
     counter!("fieldline_mqtt_messages_dropped_total", "why" => why).increment(1);
 }
 
-/// Depth of the queue that overflowed last; how full queues become.
-pub(crate) fn queue_depth(messages: usize) {
-    metrics::histogram!("fieldline_mqtt_queue_messages").record(messages as f64);
+/// How full the queues are: all together, the fullest one, and awaited answers.
+pub(crate) fn depths((sum, most, answers): (usize, usize, usize)) {
+    gauge!("fieldline_mqtt_queued_messages").set(sum as f64);
+    gauge!("fieldline_mqtt_queued_messages_of_fullest").set(most as f64);
+    gauge!("fieldline_mqtt_answers_awaited").set(answers as f64);
 }
 
 /// Items of the bus that were lost because they came faster than they could be routed.

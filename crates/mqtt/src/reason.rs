@@ -63,6 +63,38 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every one.
+    pub const ALL: &'static [Self] = &[
+        Self::Success,
+        Self::NoMatchingSubscribers,
+        Self::NoSubscriptionExisted,
+        Self::Unspecified,
+        Self::Malformed,
+        Self::ProtocolError,
+        Self::ImplementationSpecific,
+        Self::UnsupportedVersion,
+        Self::ClientIdNotValid,
+        Self::BadUserNameOrPassword,
+        Self::NotAuthorized,
+        Self::ServerUnavailable,
+        Self::ServerBusy,
+        Self::BadAuthenticationMethod,
+        Self::KeepAliveTimeout,
+        Self::SessionTakenOver,
+        Self::TopicFilterInvalid,
+        Self::TopicNameInvalid,
+        Self::ReceiveMaximumExceeded,
+        Self::TopicAliasInvalid,
+        Self::PacketTooLarge,
+        Self::QuotaExceeded,
+        Self::AdministrativeAction,
+        Self::PayloadFormatInvalid,
+        Self::QosNotSupported,
+        Self::SharedSubscriptionsNotSupported,
+        Self::ConnectionRateExceeded,
+        Self::ServerShuttingDown,
+    ];
+
     /// The number on the wire.
     #[must_use]
     pub const fn number(self) -> u8 {

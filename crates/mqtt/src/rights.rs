@@ -1,4 +1,5 @@
-//! Ends connections whose token was revoked, changed or has expired.
+//! Ends connections whose token was revoked, changed or has expired. Looks once a
+//! second, and reports how full the queues are while it is about it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,8 +8,8 @@ use std::time::Duration;
 use fieldline_auth::{AuthError, Identity, IdentityKind};
 use tracing::warn;
 
-use crate::Shared;
 use crate::codec::Reason;
+use crate::{Shared, metrics};
 
 /// How often expiry is looked at, and how soon a change is acted on.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -27,13 +28,17 @@ pub(crate) async fn watch(shared: Arc<Shared>) {
             _ = look.tick() => {}
         }
         let now = shared.services.platform.clock.now();
+        let mut depths = (0, 0, 0);
         for hub in shared.hubs() {
+            let (sum, most, answers) = hub.depths();
+            depths = (depths.0 + sum, depths.1.max(most), depths.2 + answers);
             hub.each_member(|member| {
                 if member.identity.expired(now) {
                     member.link.kick(Reason::NotAuthorized);
                 }
             });
         }
+        metrics::depths(depths);
         due |= changes.has_changed().unwrap_or(false);
         if due {
             changes.mark_unchanged();

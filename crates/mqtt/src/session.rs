@@ -458,7 +458,7 @@ impl Session {
         if publish.qos == Qos::ExactlyOnce {
             return Err(End::Error(Reason::QosNotSupported, "QoS 2 is not offered".into()));
         }
-        if let Some(wait) = self.client.hub.pace(1) {
+        if let Some(wait) = self.client.hub.pace(publish.payload.len()) {
             metrics::throttled();
             self.paused_until = Some(Instant::now() + wait);
         }
@@ -592,9 +592,7 @@ impl Session {
             codec::disconnect(&mut self.output, self.version, reason, text);
         }
         if !matches!(end, End::Lost(_)) {
-            // The client may be gone by now; there is nobody left to tell.
-            let told = tokio::time::timeout(limit, stream.finish(&mut self.output)).await;
-            drop(told);
+            stream.finish(&mut self.output, limit).await;
         }
         drop(stream);
         let wanted = match &end {

@@ -4,14 +4,19 @@ use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 /// Most bytes that one read takes.
 const READ_BYTES: usize = 16 * 1024;
+/// How long the client's end of a connection is waited for.
+const LINGER: Duration = Duration::from_millis(500);
+/// Most bytes that are passed over while a connection ends.
+const LINGER_BYTES_MAX: usize = 1 << 20;
 
 thread_local! {
     /// What every connection of this thread reads into, so that an idle one holds nothing.
@@ -66,9 +71,19 @@ impl Stream {
         }
     }
 
-    /// Writes all of `output`, then ends our side. Cancel-safe in that it may be given up.
-    pub(crate) async fn finish(&mut self, output: &mut BytesMut) -> io::Result<()> {
-        use bytes::Buf as _;
+    /// Writes all of `output` and ends our side, both within `limit`, then waits
+    /// for the client's end: closing while bytes of the client wait would reset
+    /// the connection, and with it what we have just said. Whether the client
+    /// was there to hear it is all the same to the caller.
+    pub(crate) async fn finish(&mut self, output: &mut BytesMut, limit: Duration) {
+        let written = tokio::time::timeout(limit, self.write_all(output)).await;
+        if matches!(written, Ok(Ok(()))) {
+            let lingered = tokio::time::timeout(LINGER, self.linger(output)).await;
+            drop(lingered);
+        }
+    }
+
+    async fn write_all(&mut self, output: &mut BytesMut) -> io::Result<()> {
         while !output.is_empty() {
             let written = std::future::poll_fn(|cx| self.poll_write(cx, output)).await?;
             if written == 0 {
@@ -82,5 +97,17 @@ impl Stream {
             Self::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
         })
         .await
+    }
+
+    async fn linger(&mut self, scrap: &mut BytesMut) -> io::Result<()> {
+        let mut passed_over = 0;
+        while passed_over < LINGER_BYTES_MAX {
+            scrap.clear();
+            match std::future::poll_fn(|cx| self.poll_read_into(cx, scrap)).await? {
+                0 => break,
+                bytes => passed_over += bytes,
+            }
+        }
+        Ok(())
     }
 }

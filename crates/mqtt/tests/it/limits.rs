@@ -223,7 +223,7 @@ async fn messages_of_a_burst_reach_a_reading_client_whole() {
 async fn idle_connections_do_not_keep_others_out() {
     let config = MqttConfig {
         handshakes_max: 8,
-        connect_timeout: Duration::from_secs(2),
+        connect_timeout: Duration::from_millis(300),
         ..MqttConfig::default()
     };
     let server = Server::with(config, None).await;
@@ -238,4 +238,47 @@ async fn idle_connections_do_not_keep_others_out() {
     let got = wire.try_recv(Duration::from_secs(30)).await.unwrap();
     assert_eq!((got.first, got.body[1]), (0x20, 0));
     wait_for("nothing more", || true).await;
+}
+
+/// Resident memory of this process, in bytes.
+fn resident() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4_096
+}
+
+#[tokio::test]
+async fn an_idle_session_costs_little() {
+    const WARM: usize = 200;
+    const SESSIONS: usize = 3_000;
+    const BYTES_MAX: usize = 6 * 1_024;
+    let server = Server::start().await;
+    let tenant = server.tenant("a").await;
+    let (address, token) = (server.address, tenant.token.clone());
+    let device = tenant.device.id;
+    // Sockets of the standard library: our side of them costs no memory here.
+    let connect = move |from: usize, to: usize| {
+        use std::io::{Read as _, Write as _};
+        let mut clients = Vec::with_capacity(to - from);
+        for n in from..to {
+            let mut client = std::net::TcpStream::connect(address).unwrap();
+            client.write_all(&Hello::new(true, &format!("c{n}"), &token).bytes()).unwrap();
+            let mut body = vec![0, 1, 0];
+            text(&mut body, &format!("message/{device}"));
+            body.push(1);
+            client.write_all(&packet(0x82, &body)).unwrap();
+            let mut first = [0; 2];
+            client.read_exact(&mut first).unwrap();
+            let mut rest = vec![0; usize::from(first[1]) + 6];
+            client.read_exact(&mut rest).unwrap();
+            clients.push(client);
+        }
+        clients
+    };
+    let (warm, rest) = (connect.clone(), connect);
+    let _warm = tokio::task::spawn_blocking(move || warm(0, WARM)).await.unwrap();
+    let before = resident();
+    let _clients = tokio::task::spawn_blocking(move || rest(WARM, WARM + SESSIONS)).await.unwrap();
+    let each = (resident() - before) / SESSIONS;
+    eprintln!("{each} bytes for an idle session with a subscription");
+    assert!(each <= BYTES_MAX, "{each} bytes for an idle session");
 }

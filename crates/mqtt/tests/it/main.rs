@@ -1,5 +1,13 @@
 //! The broker over real sockets: by real clients, and byte for byte.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and says what it measured"
+)]
+
 mod harness;
 mod hostile;
 mod isolation;
