@@ -249,7 +249,7 @@ impl<'a> Compiler<'a, '_> {
     fn not_reserved(&mut self, name: &Name) {
         let text = name.text.as_str();
         let builtin = Builtin::ALL.iter().any(|(n, _)| *n == text);
-        let kind = Kind::named(text).is_some() || matches!(text, "rest" | "bytes" | "text");
+        let kind = Kind::named(text).is_some() || text == "rest";
         if builtin || kind {
             let what = if kind { "a way to read" } else { "a value of the machine" };
             self.finding(name.span, format!("`{text}` is {what}")).hint = Some("use another name".into());

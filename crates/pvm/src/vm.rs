@@ -283,3 +283,13 @@ impl Machine {
             Decoded { timestamp: None, params: Params::with_capacity(self.params_hint.min(1_024)) };
     }
 }
+
+/// What a table's entry makes of a number of that width in bytes.
+pub(crate) fn named_value(
+    entry: &crate::program::Entry,
+    raw: u64,
+    width: usize,
+) -> (fieldline_model::ParamName, fieldline_model::Value) {
+    let (name, value) = out::named(entry, raw, width);
+    (name.clone(), value)
+}

@@ -53,6 +53,10 @@ functions! {
     UpToLast "up_to_last" 2 2;
     /// What stands after the last separator; all if there is none.
     AfterLast "after_last" 2 2;
+    /// The first without the second at its end.
+    WithoutEnd "without_end" 2 2;
+    /// The second where the first is null or the error value.
+    Default "default" 2 2;
     /// Bytes from a place to before another.
     Slice "slice" 3 3;
     /// The byte at a place.
@@ -140,6 +144,10 @@ impl<'a> Context<'a> {
 
     /// Calls `fun`.
     pub(crate) fn apply(&mut self, fun: Fun, args: &[Val]) -> Val {
+        if fun == Fun::Default {
+            let first = args.first().filter(|v| !matches!(v, Val::Null | Val::Invalid));
+            return first.or(args.get(1)).cloned().unwrap_or_default();
+        }
         if args.iter().any(|a| matches!(a, Val::Invalid)) {
             return Val::Invalid;
         }
@@ -200,6 +208,13 @@ impl<'a> Context<'a> {
                 let start = last(bytes, separator).map_or(0, |at| at + separator.len());
                 piece(first, bytes, start, bytes.len())
             }
+            Fun::WithoutEnd => {
+                let bytes = self.bytes(first)?;
+                let kept = bytes.strip_suffix(self.bytes(second?)?).unwrap_or(bytes);
+                piece(first, bytes, 0, kept.len())
+            }
+            // Taken care of before: it looks at what others give up on.
+            Fun::Default => return None,
             Fun::Slice => {
                 let bytes = self.bytes(first)?;
                 let from = usize::try_from(second?.as_int()?).ok()?;

@@ -47,7 +47,7 @@ fn text_or_bytes(bytes: &[u8]) -> Value {
 
 /// A number as table entry `entry` says: its name and value.
 #[inline]
-fn named(entry: &Entry, raw: u64, width: usize) -> (&ParamName, Value) {
+pub(super) fn named(entry: &Entry, raw: u64, width: usize) -> (&ParamName, Value) {
     let plain_row = entry.factor.is_none() && entry.offset.is_none() && entry.except.is_empty();
     if plain_row && entry.kind == RowKind::Unsigned {
         return (&entry.name, Value::from(raw));
@@ -321,10 +321,11 @@ impl Machine {
             return;
         }
         // What stands in a derived buffer has no place of its own in the frame.
-        let (start, end) = if self.buffer == 0 {
-            (if read { self.field_start.min(self.pos) } else { self.pos }, self.pos)
-        } else {
-            (self.length(), self.length())
+        let (start, end) = match self.reg(src) {
+            Val::Part(part) if part.buffer == 0 => (part.start as usize, part.end as usize),
+            _ if self.buffer > 0 => (self.length(), self.length()),
+            _ if read => (self.field_start.min(self.pos), self.pos),
+            _ => (self.pos, self.pos),
         };
         let invalid = matches!(self.reg(src), Val::Invalid).then(|| "has not the form that it must have".to_owned());
         let message = self.open.then_some(self.messages.len());

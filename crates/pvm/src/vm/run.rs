@@ -496,7 +496,7 @@ impl Machine {
         self.messages = Vec::new();
         self.replies = Vec::new();
         self.answer = None;
-        self.close = class.and_then(|c| c.close);
+        self.close = class.and_then(|c| c.close).or(self.close);
         let Some(rule) = class.and_then(|c| c.answer).filter(|_| !hard) else {
             return Some(Stop::Done { length });
         };

@@ -1,0 +1,3 @@
+//! Tests of the protocol language from outside.
+
+mod vectors;
