@@ -11,15 +11,25 @@
 //! manifest that names the segment of its messages is durable. Segments are
 //! never changed. Whatever is read back is checked against its checksum.
 
+mod block;
+mod cache;
 mod codec;
+mod columns;
 mod config;
 mod dict;
 mod disk;
 mod hash;
+mod manifest;
 mod memtable;
+mod merge;
 mod open;
 mod queue;
+mod read;
+mod retain;
+mod seal;
+mod segment;
 mod shard;
+mod snapshot;
 mod store;
 mod value;
 mod wal;

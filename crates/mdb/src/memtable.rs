@@ -6,11 +6,13 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use fieldline_contracts::{Order, Query};
-use fieldline_model::{Cursor, ParamName, Series, Stored, Timestamp, Value};
+use fieldline_model::{Cursor, ParamName, Series, SeriesKind, Stored, Timestamp, Value};
 
+use crate::block::Block;
 use crate::codec::Decoded;
 use crate::dict::Dict;
 use crate::hash::FoldMap;
+use crate::snapshot::Latest;
 use crate::value::Shape;
 
 /// One message in memory, its values in a chunk.
@@ -51,6 +53,29 @@ pub(crate) struct Hit {
 }
 
 impl Hit {
+    /// A row of a block, its values at `start` of a chunk that is still to be set.
+    pub(crate) fn of_row(
+        block: &Block,
+        row: usize,
+        (start, length): (u32, u32),
+    ) -> Option<Self> {
+        let (timestamp, seq) = block.key(row)?;
+        Some(Self {
+            seq,
+            timestamp,
+            series: block.series,
+            received: block.received(row),
+            shape: block.shape(row)?.0.clone(),
+            chunk: Arc::default(),
+            start,
+            length,
+        })
+    }
+
+    pub(crate) fn set_chunk(&mut self, chunk: &Arc<[u8]>) {
+        self.chunk = chunk.clone();
+    }
+
     pub(crate) fn stored(&self, shard: u16) -> Decoded<Stored> {
         let start = self.start as usize;
         let body = self.chunk.get(start..start + self.length as usize).unwrap_or(&[]);
@@ -142,17 +167,56 @@ impl Memtable {
         Self { files, ..Self::default() }
     }
 
-    /// The newest value of each parameter of a series.
-    pub(crate) fn last_values(&self, series: &SeriesMessages, into: &mut LastValues) {
-        let messages = series.order.iter().filter_map(|(_, at)| self.messages.get(*at as usize));
-        for message in messages {
-            let Some(shape) = self.shapes.get(message.shape as usize) else { continue };
+    /// What [`Memtable::latest`] needs, taken out to be used without a lock.
+    pub(crate) fn copy(&self) -> Self {
+        let empty = |s: &SeriesMessages| SeriesMessages {
+            series: s.series,
+            order: BTreeSet::new(),
+            body_bytes: s.body_bytes,
+        };
+        Self {
+            series: self.series.iter().map(empty).collect(),
+            shapes: self.shapes.clone(),
+            messages: self.messages.clone(),
+            chunks: self.chunks.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// The newest time of every series that has messages here, and the last values of
+    /// message series; sorted by series.
+    pub(crate) fn latest(&self) -> Vec<(Series, Latest)> {
+        let mut latest: Vec<Option<Latest>> = vec![None; self.series.len()];
+        for message in &self.messages {
+            let at = message.series as usize;
+            let (Some(slot), Some(series)) = (latest.get_mut(at), self.series.get(at)) else {
+                continue;
+            };
+            let slot = slot.get_or_insert_with(|| Latest {
+                newest: i64::MIN,
+                values: LastValues::default(),
+            });
+            slot.newest = slot.newest.max(message.timestamp);
+            if series.series.kind != SeriesKind::Message {
+                continue;
+            }
             // A body that its shape does not fit was never written.
-            let Ok(params) = shape.decode(self.body(message)) else { continue };
+            let shape = self.shapes.get(message.shape as usize);
+            let Some(Ok(params)) = shape.map(|shape| shape.decode(self.body(message))) else {
+                continue;
+            };
             for (name, value) in params {
-                into.set(name, value, message.timestamp);
+                slot.values.set(name, value, message.timestamp);
             }
         }
+        let mut latest: Vec<(Series, Latest)> = self
+            .series
+            .iter()
+            .zip(latest)
+            .filter_map(|(series, latest)| Some((series.series, latest?)))
+            .collect();
+        latest.sort_unstable_by_key(|(series, _)| *series);
+        latest
     }
 
     pub(crate) const fn is_empty(&self) -> bool {

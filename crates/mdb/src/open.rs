@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 
 use fieldline_contracts::Clock;
@@ -13,15 +14,19 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tracing::{error, info, warn};
 
+use crate::cache::Cache;
 use crate::config::{MdbConfig, OpenError};
 use crate::dict::Dict;
 use crate::disk::{Disk, DiskFile};
 use crate::hash::FoldMap;
+use crate::manifest::{self, Manifest};
 use crate::memtable::{Memtable, Message};
 use crate::queue::Queue;
-use crate::shard::{Sealing, Shard, View};
-use crate::wal;
+use crate::segment::{self, Segment};
+use crate::shard::{Sealing, Shard, Version, View};
+use crate::snapshot::{self, SnapshotReader};
 use crate::writer::Writer;
+use crate::{merge, seal, wal};
 
 /// What opening a directory gives.
 pub(crate) struct Opened {
@@ -84,13 +89,27 @@ pub(crate) fn open(
     config.shards = store_file(&*disk, dir, config.shards)?;
     let mut shards = Vec::new();
     let mut threads = Vec::new();
+    let cache = Arc::new(Cache::new(config.cache_bytes_max));
+    let shared =
+        Shared { disk: &disk, store: dir, config: &config, clock: &clock, cache: &cache };
+    let mut writers = Vec::new();
     for number in 0..config.shards {
-        let (shard, writer) = open_shard(&disk, dir, number, &config, &clock)?;
-        let spawned = std::thread::Builder::new()
-            .name(format!("mdb-write-{number}"))
-            .spawn(move || writer.run());
-        threads.push(spawned.map_err(io_error("start a thread for", dir))?);
+        let (shard, writer) = open_shard(&shared, number)?;
+        writers.push((shard.clone(), writer));
         shards.push(shard);
+    }
+    // Threads last: where a shard does not open, none is left running.
+    for (shard, writer) in writers {
+        let number = shard.number;
+        let mut start = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            let thread = std::thread::Builder::new().name(format!("mdb-{name}-{number}"));
+            threads.push(thread.spawn(work).map_err(io_error("start a thread for", dir))?);
+            Ok(())
+        };
+        let (sealing, merging) = (shard.clone(), shard);
+        start("write", Box::new(move || writer.run()))?;
+        start("seal", Box::new(move || seal::run(&sealing)))?;
+        start("merge", Box::new(move || merge::run(&merging)))?;
     }
     Ok(Opened { shards, threads, lock })
 }
@@ -135,53 +154,160 @@ struct Recovery {
     next_seq: u64,
 }
 
-fn open_shard(
-    disk: &Arc<dyn Disk>,
-    store: &Path,
-    number: u16,
-    config: &MdbConfig,
-    clock: &Arc<dyn Clock>,
-) -> Result<(Arc<Shard>, Writer), OpenError> {
+/// What all shards of a store share.
+struct Shared<'a> {
+    disk: &'a Arc<dyn Disk>,
+    store: &'a Path,
+    config: &'a MdbConfig,
+    clock: &'a Arc<dyn Clock>,
+    cache: &'a Arc<Cache>,
+}
+
+fn open_shard(shared: &Shared<'_>, number: u16) -> Result<(Arc<Shard>, Writer), OpenError> {
+    let Shared { disk, store, config, clock, cache } = shared;
     let dir = store.join(format!("shard-{number:02}"));
     disk.create_dir_all(&dir).map_err(io_error("create", &dir))?;
     disk.sync_dir(store).map_err(io_error("sync", store))?;
     let names = disk.list(&dir).map_err(io_error("list", &dir))?;
-    let mut logs: Vec<u64> =
-        names.iter().filter_map(|name| number_in(name, "wal-", ".log")).collect();
-    logs.sort_unstable();
+    let manifest = read_manifest(&***disk, &dir, number, &names)?;
+    let logs = sweep(&***disk, &dir, &names, &manifest);
+    let mut segments = Vec::new();
+    for meta in &manifest.segments {
+        let path = dir.join(segment::file_name(meta.number));
+        let opened = Segment::open(disk, cache, &dir, number, meta.clone());
+        segments.push(Arc::new(opened.map_err(io_error("open", &path))?));
+    }
+    segments.sort_by_key(|segment| segment.meta.first_seq);
+    let sealed_seq = manifest.next_seq - 1;
+    let version = Version { segments, sealed_seq, retained: 0 };
+    let (newest, snapshot_bytes) = read_newest(&***disk, &dir, &manifest, &version);
     let mut recovery = Recovery {
         dict: Dict::default(),
         active: Memtable::default(),
         frozen: VecDeque::new(),
-        newest: FoldMap::default(),
-        next_seq: 1,
+        newest,
+        next_seq: manifest.next_seq,
     };
     for log in &logs {
-        recovery.log(&**disk, &dir, *log, number, config, clock)?;
+        recovery.log(&***disk, &dir, *log, number, config, clock)?;
     }
-    let next_file = logs.last().map_or(1, |last| last + 1);
+    let next_file = logs.last().map_or(manifest.log_from, |last| last + 1);
     let messages = recovery.active.messages.len()
         + recovery.frozen.iter().map(|table| table.messages.len()).sum::<usize>();
-    if messages > 0 {
-        info!(shard = number, messages, "messages were recovered from the log");
-    }
+    info!(shard = number, messages, segments = manifest.segments.len(), "a shard was opened");
     let Recovery { dict, active, frozen, newest, next_seq } = recovery;
     let shard = Arc::new(Shard {
         number,
         label: number.to_string(),
         dir,
-        disk: disk.clone(),
-        clock: clock.clone(),
-        config: config.clone(),
+        disk: (*disk).clone(),
+        clock: (*clock).clone(),
+        config: (*config).clone(),
         queue: Queue::default(),
         room: Arc::new(Semaphore::new(config.queue_bytes_max / 1024)),
-        view: RwLock::new(View { active, frozen }),
+        view: RwLock::new(View { active, frozen, version: Arc::new(version) }),
+        cache: (*cache).clone(),
+        next_number: AtomicU64::new(manifest.next_number),
+        manifest: Mutex::new(manifest),
+        snapshot_bytes: AtomicU64::new(snapshot_bytes),
+        replacing: Mutex::new(()),
+        snapshotting: Mutex::new(()),
         sealing: Mutex::new(Sealing::default()),
         frozen: Condvar::new(),
         sealed: Condvar::new(),
     });
     let writer = Writer::new(shard.clone(), dict, next_file, next_seq, newest);
     Ok((shard, writer))
+}
+
+fn read_manifest(
+    disk: &dyn Disk,
+    dir: &Path,
+    shard: u16,
+    names: &[String],
+) -> Result<Manifest, OpenError> {
+    let path = dir.join(manifest::NAME);
+    if !names.iter().any(|name| name == manifest::NAME) {
+        // It is made before anything else: one that was lost must not make the rest look left over.
+        if names.iter().any(|name| !name.ends_with(".tmp")) {
+            let reason = "it is missing, but there are other files".to_owned();
+            return Err(OpenError::Damaged { path, reason });
+        }
+        let manifest = Manifest::new(shard);
+        manifest.write(disk, dir).map_err(io_error("write", &path))?;
+        return Ok(manifest);
+    }
+    let file = disk.open(&path).map_err(io_error("open", &path))?;
+    let bytes = read_all(&*file).map_err(io_error("read", &path))?;
+    let manifest = Manifest::from_bytes(&bytes)
+        .map_err(|reason| OpenError::Damaged { path: path.clone(), reason })?;
+    if manifest.format > manifest::FORMAT {
+        let (found, known) = (manifest.format, manifest::FORMAT);
+        return Err(OpenError::Newer { path, found, known });
+    }
+    if manifest.shard != shard || manifest.next_seq == 0 {
+        let reason = format!("it is of shard {}", manifest.shard);
+        return Err(OpenError::Damaged { path, reason });
+    }
+    Ok(manifest)
+}
+
+/// Removes what a crash left over; returns the log files that count, in order.
+fn sweep(disk: &dyn Disk, dir: &Path, names: &[String], manifest: &Manifest) -> Vec<u64> {
+    let mut logs = Vec::new();
+    for name in names {
+        let left_over = if let Some(number) = number_in(name, "wal-", ".log") {
+            if number >= manifest.log_from {
+                logs.push(number);
+            }
+            number < manifest.log_from
+        } else if let Some(number) = number_in(name, "seg-", ".seg") {
+            !manifest.segments.iter().any(|segment| segment.number == number)
+        } else if let Some(number) = number_in(name, "last-", ".snap") {
+            manifest.snapshot != Some(number)
+        } else {
+            name.ends_with(".tmp")
+        };
+        if left_over && let Err(error) = disk.remove(&dir.join(name)) {
+            warn!(dir = %dir.display(), name, %error, "a left-over file was not removed");
+        }
+    }
+    logs.sort_unstable();
+    logs
+}
+
+/// The newest time of every sealed series, and the size of the snapshot it is from.
+fn read_newest(
+    disk: &dyn Disk,
+    dir: &Path,
+    manifest: &Manifest,
+    version: &Version,
+) -> (FoldMap<Series, i64>, u64) {
+    let mut newest = FoldMap::default();
+    let Some(number) = manifest.snapshot else { return (newest, 0) };
+    let path = dir.join(snapshot::file_name(number));
+    let read = SnapshotReader::open(disk, &path).and_then(|mut reader| {
+        while let Some((series, latest)) = reader.next()? {
+            newest.insert(series, latest.newest);
+        }
+        Ok(reader.bytes())
+    });
+    match read {
+        Ok(bytes) => (newest, bytes),
+        Err(unreadable) => {
+            error!(path = %path.display(), reason = unreadable.0, "the snapshot cannot be read; it is made anew with the next seal");
+            for segment in &version.segments {
+                // A damaged index hides its messages: its duplicates are not known either.
+                let Ok(footer) = segment.footer() else { continue };
+                for (series, blocks) in &footer.series {
+                    let last = blocks.iter().map(|block| block.to).max().unwrap_or(i64::MIN);
+                    let known = newest.entry(*series).or_insert(last);
+                    *known = last.max(*known);
+                }
+            }
+            (newest, 0)
+        }
+    }
 }
 
 impl Recovery {

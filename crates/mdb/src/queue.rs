@@ -20,8 +20,8 @@ pub(crate) struct Job {
 pub(crate) enum Work {
     /// Write these.
     Jobs(Vec<Job>),
-    /// Freeze the memtable, then answer.
-    Freeze(oneshot::Sender<()>),
+    /// Freeze the memtable, then answer whether it could be.
+    Freeze(oneshot::Sender<bool>),
     /// Nothing more will come.
     End,
 }
@@ -29,7 +29,7 @@ pub(crate) enum Work {
 #[derive(Default)]
 struct Waiting {
     jobs: VecDeque<Job>,
-    freezes: VecDeque<oneshot::Sender<()>>,
+    freezes: VecDeque<oneshot::Sender<bool>>,
     messages: usize,
     closed: bool,
 }
@@ -56,7 +56,7 @@ impl Queue {
     }
 
     /// Asks for a freeze; dropped, and so answered, when the queue is closed.
-    pub(crate) fn freeze(&self, reply: oneshot::Sender<()>) {
+    pub(crate) fn freeze(&self, reply: oneshot::Sender<bool>) {
         let mut waiting = self.waiting.lock();
         if !waiting.closed {
             waiting.freezes.push_back(reply);

@@ -1,20 +1,28 @@
 //! What the writer, the sealer and the readers of one shard share.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use fieldline_contracts::{Clock, HistoryError, HistoryStats, Order, Query};
 use fieldline_model::{AccountId, Series, SeriesKind, Stored};
 use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::Semaphore;
+use tracing::warn;
 
+use crate::cache::Cache;
 use crate::config::MdbConfig;
 use crate::dict::Dict;
 use crate::disk::Disk;
-use crate::memtable::{Hit, LastValues, Memtable, Message};
+use crate::manifest::Manifest;
+use crate::memtable::{LastValues, Memtable, Message};
 use crate::queue::Queue;
+use crate::read::Found;
+use crate::segment::Segment;
+use crate::snapshot::{self, Latest, SnapshotReader};
 
 /// What readers see; changed under one lock, so that a message is never seen
 /// twice nor missed while it moves from memory to disk.
@@ -22,6 +30,18 @@ pub(crate) struct View {
     pub(crate) active: Memtable,
     /// Waiting to be sealed, oldest first.
     pub(crate) frozen: VecDeque<Arc<Memtable>>,
+    pub(crate) version: Arc<Version>,
+}
+
+/// The segments that count.
+#[derive(Clone, Default)]
+pub(crate) struct Version {
+    /// By their first sequence.
+    pub(crate) segments: Vec<Arc<Segment>>,
+    /// Messages up to this sequence are in segments, or gone.
+    pub(crate) sealed_seq: u64,
+    /// How often retention took something.
+    pub(crate) retained: u64,
 }
 
 /// How sealing goes.
@@ -44,10 +64,20 @@ pub(crate) struct Shard {
     /// Room in the queue, in KiB.
     pub(crate) room: Arc<Semaphore>,
     pub(crate) view: RwLock<View>,
+    pub(crate) cache: Arc<Cache>,
+    /// The manifest as it is on disk.
+    pub(crate) manifest: Mutex<Manifest>,
+    /// The number of the next segment or snapshot.
+    pub(crate) next_number: AtomicU64,
+    pub(crate) snapshot_bytes: AtomicU64,
+    /// Held by what replaces segments by others: merging and retention.
+    pub(crate) replacing: Mutex<()>,
+    /// Held by what replaces the snapshot: sealing and retention.
+    pub(crate) snapshotting: Mutex<()>,
     pub(crate) sealing: Mutex<Sealing>,
     /// Something was frozen, or the sealer is to stop.
     pub(crate) frozen: Condvar,
-    /// Something was sealed.
+    /// Something was sealed, or the merger is to stop.
     pub(crate) sealed: Condvar,
 }
 
@@ -118,56 +148,167 @@ impl Shard {
         self.sealing.lock().failed.clone().unwrap_or(HistoryError::Busy)
     }
 
+    /// Changes the manifest on disk, then what readers see, as one step.
+    pub(crate) fn change(
+        &self,
+        edit: impl FnOnce(&mut Manifest),
+        apply: impl FnOnce(&mut View),
+    ) -> io::Result<()> {
+        let mut manifest = self.manifest.lock();
+        let mut next = manifest.clone();
+        edit(&mut next);
+        next.next_number = self.next_number.load(Ordering::Acquire);
+        next.write(&*self.disk, &self.dir)?;
+        *manifest = next;
+        apply(&mut self.view.write());
+        Ok(())
+    }
+
+    pub(crate) fn take_number(&self) -> u64 {
+        self.next_number.fetch_add(1, Ordering::AcqRel)
+    }
+
+    pub(crate) fn version(&self) -> Arc<Version> {
+        self.view.read().version.clone()
+    }
+
     /// The sequence of the message of this series, time and content, if it is there.
     pub(crate) fn find(&self, series: &Series, timestamp: i64, hash: u64) -> Option<u64> {
-        let view = self.view.read();
-        let mut tables = view.frozen.iter().rev().map(|frozen| &**frozen).chain([&view.active]);
-        tables.find_map(|table| table.find(series, timestamp, hash))
+        let version = {
+            let view = self.view.read();
+            let mut tables = view.tables().rev();
+            let found = tables.find_map(|table| table.find(series, timestamp, hash));
+            if found.is_some() {
+                return found;
+            }
+            view.version.clone()
+        };
+        version.find(series, timestamp, hash)
     }
 
     pub(crate) fn read(&self, query: &Query) -> Result<Vec<Stored>, HistoryError> {
         let limit = query.limit.min(Query::LIMIT_MAX);
         let mut hits = Vec::new();
-        {
+        let version = {
             let view = self.view.read();
-            for table in view.frozen.iter().map(|frozen| &**frozen).chain([&view.active]) {
+            for table in view.tables() {
                 table.read(query, limit, &mut hits);
             }
-        }
-        hits.sort_unstable_by_key(|hit: &Hit| (hit.timestamp, hit.seq));
+            view.version.clone()
+        };
+        let mut found: Vec<Found> = version.read(query, limit)?;
+        found.extend(hits.into_iter().map(Found::Memory));
+        found.sort_unstable_by_key(Found::key);
         if query.order == Order::Descending {
-            hits.reverse();
+            found.reverse();
         }
-        hits.truncate(limit);
-        hits.iter().map(|hit| self.stored(hit)).collect()
+        found.truncate(limit);
+        let mut scratch = Vec::new();
+        found.iter().map(|found| self.stored(found, &mut scratch)).collect()
     }
 
     pub(crate) fn tail(&self, after: u64, limit: usize) -> Result<Vec<Stored>, HistoryError> {
         let mut hits = Vec::new();
-        {
+        let version = {
             let view = self.view.read();
-            for table in view.frozen.iter().map(|frozen| &**frozen).chain([&view.active]) {
+            // What is sealed comes first, and from the segments.
+            let after = after.max(view.version.sealed_seq);
+            for table in view.tables() {
                 table.tail(after, limit.saturating_sub(hits.len()), &mut hits);
             }
-        }
-        hits.iter().map(|hit| self.stored(hit)).collect()
+            view.version.clone()
+        };
+        let mut sealed = version.tail(self.number, &self.cache, after, limit)?;
+        sealed.extend(hits);
+        sealed.truncate(limit);
+        let mut scratch = Vec::new();
+        let stored = |hit| self.stored(&Found::Memory(hit), &mut scratch);
+        sealed.into_iter().map(stored).collect()
     }
 
-    /// Message series with their last values.
-    pub(crate) fn last_values(&self) -> Vec<(Series, LastValues)> {
-        let mut values: BTreeMap<Series, LastValues> = BTreeMap::new();
-        let view = self.view.read();
-        for table in view.frozen.iter().map(|frozen| &**frozen).chain([&view.active]) {
-            for series in table.series.iter().filter(|s| s.series.kind == SeriesKind::Message) {
-                table.last_values(series, values.entry(series.series).or_default());
+    /// Hands over every message series with its last values.
+    pub(crate) fn last_values(
+        &self,
+        mut visit: impl FnMut(Series, LastValues) -> bool,
+    ) -> Result<(), HistoryError> {
+        // The snapshot must not be replaced and removed while it is read.
+        let snapshotting = self.snapshotting.lock();
+        let snapshot = self.manifest.lock().snapshot;
+        let (tables, version) = {
+            let view = self.view.read();
+            let mut tables: Vec<Arc<Memtable>> = view.frozen.iter().cloned().collect();
+            tables.push(Arc::new(view.active.copy()));
+            (tables, view.version.clone())
+        };
+        let mut later: BTreeMap<Series, Latest> = BTreeMap::new();
+        for table in &tables {
+            for (series, latest) in table.latest() {
+                later.entry(series).or_default().merge(latest);
             }
         }
-        values.into_iter().collect()
+        let sealed = snapshot.map(|n| self.dir.join(snapshot::file_name(n)));
+        let sealed = sealed.map(|path| SnapshotReader::open(&*self.disk, &path)).transpose();
+        let mut give = |series: Series, latest: Latest| {
+            series.kind != SeriesKind::Message || visit(series, latest.values)
+        };
+        let read = sealed.and_then(|reader| {
+            let Some(mut reader) = reader else { return Ok(true) };
+            while let Some((series, mut latest)) = reader.next()? {
+                if let Some(more) = later.remove(&series) {
+                    latest.merge(more);
+                }
+                if !give(series, latest) {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        });
+        drop(snapshotting);
+        match read {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(unreadable) => {
+                warn!(shard = self.number, reason = unreadable.0, "last values are read from the segments");
+                for (series, mut latest) in version.latest()? {
+                    if let Some(more) = later.remove(&series) {
+                        latest.merge(more);
+                    }
+                    if !give(series, latest) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        for (series, latest) in later {
+            if !give(series, latest) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn stats(&self, account: Option<AccountId>, into: &mut HistoryStats) {
         let view = self.view.read();
-        for table in view.frozen.iter().map(|frozen| &**frozen).chain([&view.active]) {
+        for segment in &view.version.segments {
+            match account {
+                None => {
+                    into.messages += segment.meta.messages;
+                    into.bytes += segment.meta.bytes;
+                    into.segments += 1;
+                }
+                Some(account) => {
+                    for part in segment.meta.accounts.iter().filter(|a| a.account == account) {
+                        into.messages += part.messages;
+                        into.bytes += part.bytes;
+                        into.segments += 1;
+                    }
+                }
+            }
+        }
+        if account.is_none() {
+            into.bytes += self.snapshot_bytes.load(Ordering::Relaxed);
+        }
+        for table in view.tables() {
             for series in &table.series {
                 if account.is_none_or(|account| account == series.series.account) {
                     let count = series.order.len() as u64;
@@ -184,9 +325,20 @@ impl Shard {
         }
     }
 
-    fn stored(&self, hit: &Hit) -> Result<Stored, HistoryError> {
-        // The log's checksum was right, so this is a fault of whoever wrote it.
-        hit.stored(self.number)
-            .map_err(|damage| HistoryError::Corrupt(format!("message {}: {}", hit.seq, damage.0)))
+    fn stored(&self, found: &Found, scratch: &mut Vec<u8>) -> Result<Stored, HistoryError> {
+        // The checksums were right, so damage here is a fault of whoever wrote it.
+        let stored = match found {
+            Found::Memory(hit) => hit.stored(self.number),
+            Found::Sealed(block, row) => block.stored(*row, self.number, scratch),
+        };
+        let (_, seq) = found.key();
+        stored.map_err(|damage| HistoryError::Corrupt(format!("message {seq}: {}", damage.0)))
+    }
+}
+
+impl View {
+    /// All memtables, oldest first.
+    pub(crate) fn tables(&self) -> impl DoubleEndedIterator<Item = &Memtable> {
+        self.frozen.iter().map(|frozen| &**frozen).chain([&self.active])
     }
 }

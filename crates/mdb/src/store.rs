@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use fieldline_contracts::history::BATCH_MAX;
@@ -12,13 +13,14 @@ use fieldline_model::{
     Accepted, AccountId, Cursor, ParamName, Receipt, Series, Stored, Timestamp, Value,
 };
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{MdbConfig, OpenError};
 use crate::disk::{Disk, RealDisk};
 use crate::open::{Opened, open};
 use crate::queue::Job;
 use crate::shard::Shard;
+use crate::{merge, retain};
 
 /// A message store in a directory of its own.
 ///
@@ -69,6 +71,39 @@ impl Mdb {
         })
     }
 
+    /// Seals what is in memory, and waits for it: before a backup, and in tests.
+    ///
+    /// # Errors
+    ///
+    /// What sealing failed with; it is tried again by itself.
+    pub async fn seal(&self) -> Result<(), HistoryError> {
+        self.check_open()?;
+        for shard in &self.shards {
+            flush(shard).await?;
+        }
+        Ok(())
+    }
+
+    /// Merges segments until there is nothing to merge: what else happens in the background.
+    ///
+    /// # Errors
+    ///
+    /// [`HistoryError::Failed`] where a merged segment could not be written.
+    pub async fn merge(&self) -> Result<(), HistoryError> {
+        self.check_open()?;
+        for shard in &self.shards {
+            let shard = shard.clone();
+            blocking(move || {
+                while merge::merge_once(&shard)
+                    .map_err(|error| HistoryError::Failed(format!("merge segments: {error}")))?
+                {}
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
     /// Directory of a shard.
     #[must_use]
     pub fn shard_dir(&self, shard: u16) -> Option<PathBuf> {
@@ -113,6 +148,38 @@ async fn blocking<T: Send + 'static>(
         Ok(result) => result,
         Err(error) => Err(HistoryError::Failed(format!("a task of the store ended: {error}"))),
     }
+}
+
+/// Seals what is in memory now, and waits for it.
+async fn flush(shard: &Arc<Shard>) -> Result<(), HistoryError> {
+    loop {
+        let (reply, frozen) = oneshot::channel();
+        shard.queue.freeze(reply);
+        if frozen.await.map_err(|_| HistoryError::Closed)? {
+            break;
+        }
+        // Sealing lags behind: either it goes on, or this says why it does not.
+        if let Some(failed) = shard.sealing.lock().failed.clone() {
+            return Err(failed);
+        }
+    }
+    let shard = shard.clone();
+    blocking(move || {
+        let mut sealing = shard.sealing.lock();
+        loop {
+            if let Some(failed) = sealing.failed.clone() {
+                return Err(failed);
+            }
+            if shard.view.read().frozen.is_empty() {
+                return Ok(());
+            }
+            if sealing.stop {
+                return Err(HistoryError::Closed);
+            }
+            shard.sealed.wait_for(&mut sealing, Duration::from_secs(1));
+        }
+    })
+    .await
 }
 
 /// Puts the messages of one shard into its queue.
@@ -236,20 +303,45 @@ impl History for Mdb {
     ) -> Result<(), HistoryError> {
         self.check_open()?;
         for shard in &self.shards {
+            // Read on a thread that may wait for the disk, handed over a few at a time.
+            let (sender, mut receiver) = mpsc::channel(64);
             let shard = shard.clone();
-            for (series, values) in blocking(move || Ok(shard.last_values())).await? {
-                for (name, (value, timestamp)) in &values.0 {
-                    visit(series, name, value, Timestamp::from_micros(*timestamp));
+            let reading = blocking(move || {
+                shard.last_values(|series, values| sender.blocking_send((series, values)).is_ok())
+            });
+            let visiting = async {
+                while let Some((series, values)) = receiver.recv().await {
+                    for (name, (value, timestamp)) in &values.0 {
+                        visit(series, name, value, Timestamp::from_micros(*timestamp));
+                    }
                 }
-            }
+            };
+            let (read, ()) = tokio::join!(reading, visiting);
+            read?;
         }
         Ok(())
     }
 
     async fn retain(&self, retention: Retention) -> Result<u64, HistoryError> {
         self.check_open()?;
-        drop(retention);
-        Ok(0)
+        let Retention { account, before, bytes_max } = retention;
+        let before = before.map_or(i64::MIN, Timestamp::as_micros);
+        for shard in &self.shards {
+            if retain::holds_old(shard, account, before) {
+                flush(shard).await?;
+            }
+        }
+        let shards = self.shards.clone();
+        blocking(move || {
+            let by_bytes = bytes_max.and_then(|max| retain::cut_by_bytes(&shards, account, max));
+            let cut = before.max(by_bytes.unwrap_or(i64::MIN));
+            let mut freed = 0;
+            for shard in &shards {
+                freed += retain::drop_before(shard, account, cut, by_bytes.is_some())?;
+            }
+            Ok(freed)
+        })
+        .await
     }
 
     fn stats(&self, account: Option<AccountId>) -> HistoryStats {

@@ -94,8 +94,7 @@ impl Writer {
             match self.shard.queue.take(self.shard.config.group_messages_max) {
                 Work::Jobs(jobs) => self.write(jobs),
                 Work::Freeze(reply) => {
-                    self.freeze(true);
-                    if reply.send(()).is_err() {
+                    if reply.send(self.freeze(true)).is_err() {
                         debug!("nobody waits for the freeze any more");
                     }
                 }
@@ -350,9 +349,9 @@ impl Writer {
     /// Hands the memtable over to be sealed and begins an empty one with a log
     /// file of its own. Waits within a bound where too many wait already; then
     /// the memtable stays.
-    fn freeze(&mut self, wait: bool) {
+    fn freeze(&mut self, wait: bool) -> bool {
         if !self.shard.freeze(wait) {
-            return;
+            return false;
         }
         let dict = std::mem::take(&mut self.dict);
         for entry in dict.series {
@@ -366,6 +365,7 @@ impl Writer {
             Log::Torn(log) => Log::Torn(log),
             Log::Ready(_) | Log::Absent => Log::Absent,
         };
+        true
     }
 }
 

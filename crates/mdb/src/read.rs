@@ -1,0 +1,291 @@
+//! Reading sealed messages: by series and time, by content, and in order of arrival.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use fieldline_contracts::{HistoryError, Order, Query};
+use fieldline_model::stage::content_hash;
+use fieldline_model::{Series, SeriesKind};
+
+use crate::block::Block;
+use crate::cache::{Cache, Item, Key};
+use crate::memtable::Hit;
+use crate::segment::{BlockEntry, Footer, Segment};
+use crate::shard::{Version, corrupt};
+use crate::snapshot::Latest;
+
+/// Where a message was found.
+pub(crate) enum Found {
+    /// In a memtable, or copied out of a block.
+    Memory(Hit),
+    /// In a row of a block.
+    Sealed(Arc<Block>, usize),
+}
+
+impl Found {
+    /// What messages of a series are ordered by.
+    pub(crate) fn key(&self) -> (i64, u64) {
+        match self {
+            Self::Memory(hit) => (hit.timestamp, hit.seq),
+            Self::Sealed(block, row) => block.key(*row).unwrap_or((i64::MIN, 0)),
+        }
+    }
+}
+
+/// A block that may hold what is looked for.
+pub(crate) struct Candidate<'a> {
+    pub(crate) segment: &'a Segment,
+    pub(crate) footer: Arc<Footer>,
+    pub(crate) entry: BlockEntry,
+}
+
+/// Sequences of one window of the tail: decoded at once, and small enough to be kept.
+const WINDOW_SEQS: u64 = 16_384;
+/// Memory of a message of a window beside its body.
+const HIT_BYTES: usize = size_of::<Hit>();
+
+impl Version {
+    /// The blocks of a series with times from `from` to `to`, both included.
+    pub(crate) fn candidates(
+        &self,
+        series: &Series,
+        from: i64,
+        to: i64,
+    ) -> Result<Vec<Candidate<'_>>, HistoryError> {
+        let mut candidates = Vec::new();
+        for segment in &self.segments {
+            let of_account = segment.meta.accounts.iter().find(|a| a.account == series.account);
+            if !of_account.is_some_and(|a| a.from <= to && a.to >= from) {
+                continue;
+            }
+            let footer = segment.footer()?;
+            for entry in footer.blocks(series) {
+                if entry.from <= to && entry.to >= from {
+                    let (footer, entry) = (footer.clone(), *entry);
+                    candidates.push(Candidate { segment, footer, entry });
+                }
+            }
+        }
+        Ok(candidates)
+    }
+
+    /// The sequence of a message, if it is sealed. What cannot be read counts as
+    /// absent: rather a double than a loss.
+    pub(crate) fn find(&self, series: &Series, timestamp: i64, hash: u64) -> Option<u64> {
+        let candidates = self.candidates(series, timestamp, timestamp).ok()?;
+        let mut scratch = Vec::new();
+        for Candidate { segment, footer, entry } in candidates {
+            let Ok(block) = segment.block(&footer, *series, &entry) else { continue };
+            let start = block.timestamps.partition_point(|t| *t < timestamp);
+            for row in start..block.rows() {
+                let Some((at, seq)) = block.key(row) else { break };
+                if at != timestamp {
+                    break;
+                }
+                if block.params(row, &mut scratch).is_ok_and(|p| content_hash(&p) == hash) {
+                    return Some(seq);
+                }
+            }
+        }
+        None
+    }
+
+    /// The first messages that `query` asks for, in its order, and possibly more.
+    pub(crate) fn read(&self, query: &Query, limit: usize) -> Result<Vec<Found>, HistoryError> {
+        let mut from = query.from.as_micros();
+        let Some(mut to) = query.to.as_micros().checked_sub(1) else { return Ok(Vec::new()) };
+        let ascending = query.order == Order::Ascending;
+        let after = query.after.map(|(timestamp, cursor)| (timestamp.as_micros(), cursor.seq));
+        if let Some((timestamp, _)) = after {
+            if ascending {
+                from = from.max(timestamp);
+            } else {
+                to = to.min(timestamp);
+            }
+        }
+        let mut found = Vec::new();
+        if from > to || limit == 0 {
+            return Ok(found);
+        }
+        let mut candidates = self.candidates(&query.series, from, to)?;
+        if ascending {
+            candidates.sort_unstable_by_key(|c| c.entry.from);
+        } else {
+            candidates.sort_unstable_by_key(|c| std::cmp::Reverse(c.entry.to));
+        }
+        let mut candidates = candidates.into_iter().peekable();
+        while let Some(Candidate { segment, footer, entry }) = candidates.next() {
+            let block = segment.block(&footer, query.series, &entry)?;
+            let start = block.timestamps.partition_point(|t| *t < from);
+            let end = block.timestamps.partition_point(|t| *t <= to);
+            for row in start..end {
+                let key = block.key(row);
+                let wanted = match (key, after) {
+                    (Some(key), Some(after)) if ascending => key > after,
+                    (Some(key), Some(after)) => key < after,
+                    (key, None) => key.is_some(),
+                    (None, _) => false,
+                };
+                if wanted {
+                    found.push(Found::Sealed(block.clone(), row));
+                }
+            }
+            // Nothing that follows comes before what is beyond its nearest time.
+            let enough = match candidates.peek() {
+                None => break,
+                Some(next) if found.len() >= limit => {
+                    let settled = found.iter().filter(|found| {
+                        let (timestamp, _) = found.key();
+                        if ascending { timestamp < next.entry.from } else { timestamp > next.entry.to }
+                    });
+                    settled.count() >= limit
+                }
+                Some(_) => false,
+            };
+            if enough {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Sealed messages after `after`, in order of arrival.
+    pub(crate) fn tail(
+        &self,
+        shard: u16,
+        cache: &Cache,
+        mut after: u64,
+        limit: usize,
+    ) -> Result<Vec<Hit>, HistoryError> {
+        let mut hits: Vec<Hit> = Vec::new();
+        while after < self.sealed_seq && hits.len() < limit {
+            // Where retention left a hole, go on behind it.
+            let nearest = self.segments.iter().filter(|s| s.meta.last_seq > after);
+            let Some(nearest) = nearest.map(|s| s.meta.first_seq).min() else { break };
+            after = after.max(nearest.saturating_sub(1));
+            let number = after / WINDOW_SEQS;
+            let first = number * WINDOW_SEQS + 1;
+            let last = (first + WINDOW_SEQS - 1).min(self.sealed_seq);
+            let key = Key::Window(shard, first, last, self.retained);
+            let window = match cache.get(key) {
+                Some(Item::Window(window)) => window,
+                _ => match self.window(first, last) {
+                    Ok((window, bytes)) => {
+                        cache.put(key, Item::Window(window.clone()), bytes);
+                        window
+                    }
+                    Err(damage) => {
+                        // What arrived before the damage can still be read.
+                        take(&damage.before, after, limit, &mut hits);
+                        return if hits.is_empty() { Err(damage.error) } else { Ok(hits) };
+                    }
+                },
+            };
+            take(&window, after, limit, &mut hits);
+            after = last;
+        }
+        Ok(hits)
+    }
+
+    /// The sealed messages from sequence `first` to `last`.
+    fn window(&self, first: u64, last: u64) -> Result<(Arc<Vec<Hit>>, usize), Box<DamagedWindow>> {
+        let mut hits: Vec<Hit> = Vec::new();
+        let mut bodies = Vec::new();
+        let mut damage: Option<(u64, HistoryError)> = None;
+        let mut fail = |at: u64, error: HistoryError| {
+            if damage.as_ref().is_none_or(|(before, _)| at < *before) {
+                damage = Some((at, error));
+            }
+        };
+        for segment in &self.segments {
+            if segment.meta.first_seq > last || segment.meta.last_seq < first {
+                continue;
+            }
+            let footer = match segment.footer() {
+                Ok(footer) => footer,
+                Err(error) => {
+                    fail(segment.meta.first_seq, error);
+                    continue;
+                }
+            };
+            for (series, blocks) in &footer.series {
+                for entry in blocks.iter().filter(|b| b.first_seq <= last && b.last_seq >= first) {
+                    // One block at a time: all of a large fleet would not fit into memory.
+                    let added = segment.block_once(&footer, *series, entry).and_then(|block| {
+                        let seqs = block.seqs.iter().map(|seq| seq.cast_unsigned());
+                        for (row, _) in seqs.enumerate().filter(|(_, s)| (first..=last).contains(s)) {
+                            let start = bodies.len();
+                            block.body(row, &mut bodies).map_err(|damage| {
+                                corrupt(&segment.path, entry.offset, damage.0)
+                            })?;
+                            let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+                            let place = (small(start), small(bodies.len() - start));
+                            hits.extend(Hit::of_row(&block, row, place));
+                        }
+                        Ok(())
+                    });
+                    if let Err(error) = added {
+                        fail(entry.first_seq, error);
+                    }
+                }
+            }
+        }
+        let bytes = bodies.len() + hits.len() * HIT_BYTES;
+        let chunk: Arc<[u8]> = bodies.into();
+        for hit in &mut hits {
+            hit.set_chunk(&chunk);
+        }
+        hits.sort_unstable_by_key(|hit| hit.seq);
+        match damage {
+            None => Ok((Arc::new(hits), bytes)),
+            Some((at, error)) => {
+                hits.retain(|hit| hit.seq < at);
+                Err(Box::new(DamagedWindow { before: Arc::new(hits), error }))
+            }
+        }
+    }
+
+    /// The newest time of every series and the last values, from all blocks: slow,
+    /// for when there is no snapshot.
+    pub(crate) fn latest(&self) -> Result<BTreeMap<Series, Latest>, HistoryError> {
+        let mut all: BTreeMap<Series, Latest> = BTreeMap::new();
+        let mut scratch = Vec::new();
+        for segment in &self.segments {
+            let footer = segment.footer()?;
+            for (series, blocks) in &footer.series {
+                for entry in blocks {
+                    let latest = all.entry(*series).or_insert_with(|| Latest {
+                        newest: i64::MIN,
+                        values: crate::memtable::LastValues::default(),
+                    });
+                    latest.newest = latest.newest.max(entry.to);
+                    if series.kind != SeriesKind::Message {
+                        continue;
+                    }
+                    // A damaged block hides its values only.
+                    let Ok(block) = segment.block_once(&footer, *series, entry) else { continue };
+                    for row in 0..block.rows() {
+                        let timestamp = block.timestamps.get(row).copied().unwrap_or(i64::MIN);
+                        let Ok(params) = block.params(row, &mut scratch) else { continue };
+                        for (name, value) in params {
+                            latest.values.set(name, value, timestamp);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// A window of which some cannot be read.
+struct DamagedWindow {
+    before: Arc<Vec<Hit>>,
+    error: HistoryError,
+}
+
+fn take(window: &[Hit], after: u64, limit: usize, into: &mut Vec<Hit>) {
+    let start = window.partition_point(|hit| hit.seq <= after);
+    let room = limit.saturating_sub(into.len());
+    into.extend(window.get(start..).unwrap_or(&[]).iter().take(room).cloned());
+}

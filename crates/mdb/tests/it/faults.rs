@@ -1,0 +1,298 @@
+//! Single faults, one by one, with what they must lead to.
+
+use std::sync::Arc;
+
+use fieldline_contracts::{History, HistoryError, Query};
+use fieldline_mdb::{Mdb, OpenError};
+use fieldline_model::Cursor;
+
+use crate::common::{all, append, clock, device, message, numbers, open, small, tail};
+use crate::fake_disk::FakeDisk;
+
+fn batch(from: i64, to: i64) -> Vec<fieldline_model::Accepted> {
+    (from..to).map(|n| message(device(1), n, n)).collect()
+}
+
+#[tokio::test]
+async fn a_torn_tail_is_cut_wherever_it_is_torn() {
+    let disk = FakeDisk::new();
+    let store = open(&disk.disk(), small()).unwrap();
+    append(&store, batch(0, 5)).await;
+    let log = disk.find("wal-").pop().unwrap();
+    let whole = disk.content(&log).len();
+    append(&store, batch(5, 10)).await;
+    let end = disk.content(&log).len();
+    drop(store);
+    for torn in whole..end {
+        let disk = disk.after_power_cut(1);
+        disk.tamper(&log, |bytes| bytes.truncate(torn));
+        let store = open(&disk.disk(), small()).unwrap();
+        assert_eq!(numbers(&all(&store, device(1)).await), [0, 1, 2, 3, 4], "torn at {torn}");
+        append(&store, batch(5, 7)).await;
+        drop(store);
+        let store = open(&disk.disk(), small()).unwrap();
+        assert_eq!(numbers(&all(&store, device(1)).await), [0, 1, 2, 3, 4, 5, 6]);
+    }
+}
+
+#[tokio::test]
+async fn a_flipped_bit_in_the_log_keeps_what_precedes_and_what_follows_is_put_aside() {
+    let disk = FakeDisk::new();
+    let store = open(&disk.disk(), small()).unwrap();
+    append(&store, batch(0, 5)).await;
+    let log = disk.find("wal-").pop().unwrap();
+    let first = disk.content(&log).len();
+    append(&store, batch(5, 10)).await;
+    append(&store, batch(10, 15)).await;
+    drop(store);
+    disk.tamper(&log, |bytes| bytes[first + 20] ^= 4);
+    let store = open(&disk.disk(), small()).unwrap();
+    assert_eq!(numbers(&all(&store, device(1)).await), [0, 1, 2, 3, 4]);
+    assert_eq!(disk.find(".damaged").len(), 1, "acknowledged bytes were thrown away");
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_and_recovers_without_restart() {
+    let disk = FakeDisk::new();
+    let store = open(&disk.disk(), small()).unwrap();
+    append(&store, batch(0, 5)).await;
+    for space in [0, 1, 50, 150] {
+        disk.set_space(Some(space));
+        let refused = store.append(batch(100, 110)).await;
+        assert!(matches!(refused, Err(HistoryError::Full(_))), "{refused:?}");
+        assert_eq!(all(&store, device(1)).await.len(), 5, "refused messages are visible");
+    }
+    disk.set_space(None);
+    let receipts = append(&store, batch(5, 10)).await;
+    assert!(receipts.iter().all(|r| !r.duplicate));
+    drop(store);
+    let store = open(&disk.disk(), small()).unwrap();
+    assert_eq!(numbers(&all(&store, device(1)).await), (0..10).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_failed_sync_refuses_and_goes_on_in_a_new_file() {
+    let disk = FakeDisk::new();
+    let store = open(&disk.disk(), small()).unwrap();
+    append(&store, batch(0, 5)).await;
+    disk.fail_syncs(1);
+    let refused = store.append(batch(5, 10)).await;
+    assert!(matches!(refused, Err(HistoryError::Failed(_))), "{refused:?}");
+    append(&store, batch(10, 15)).await;
+    assert_eq!(disk.find("wal-").len(), 2, "a file whose sync failed is written no more");
+    let expected: Vec<i64> = (0..5).chain(10..15).collect();
+    assert_eq!(numbers(&all(&store, device(1)).await), expected);
+    let disk = disk.after_power_cut(3);
+    drop(store);
+    let store = open(&disk.disk(), small()).unwrap();
+    assert_eq!(numbers(&all(&store, device(1)).await), expected);
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_cut_stays_refused_until_it_can() {
+    let disk = FakeDisk::new();
+    let store = open(&disk.disk(), small()).unwrap();
+    append(&store, batch(0, 5)).await;
+    disk.fail_syncs(1);
+    disk.fail_cuts(2);
+    for _ in 0..2 {
+        let refused = store.append(batch(5, 10)).await;
+        assert!(matches!(refused, Err(HistoryError::Failed(_))), "{refused:?}");
+    }
+    append(&store, batch(10, 15)).await;
+    drop(store);
+    let disk = disk.after_power_cut(3);
+    let store = open(&disk.disk(), small()).unwrap();
+    let expected: Vec<i64> = (0..5).chain(10..15).collect();
+    assert_eq!(numbers(&all(&store, device(1)).await), expected);
+}
+
+#[tokio::test]
+async fn a_flipped_bit_in_a_segment_costs_one_block() {
+    let disk = FakeDisk::new();
+    let store = open(&disk.disk(), small()).unwrap();
+    for number in [1, 2] {
+        let content = (0..100).map(|n| message(device(number), n, n * n * 31 % 1_009));
+        append(&store, content.collect()).await;
+    }
+    store.seal().await.unwrap();
+    drop(store);
+    let segment = disk.find(".seg").pop().unwrap();
+    // Device 1 sorts first, so its block stands first, after its statistics.
+    disk.tamper(&segment, |bytes| bytes[150] ^= 16);
+    let store = open(&disk.disk(), small()).unwrap();
+    match store.read(&Query::oldest(device(1), 10)).await {
+        Err(HistoryError::Corrupt(text)) => {
+            assert!(text.contains("seg-") && text.contains("at byte "), "{text}");
+        }
+        other => panic!("expected damage, got {other:?}"),
+    }
+    assert_eq!(all(&store, device(2)).await.len(), 100, "another device's block is unreadable");
+    // What arrived after the damaged block is still there for the tail of other shards and for memory.
+    append(&store, vec![message(device(2), 500, 1)]).await;
+    assert_eq!(all(&store, device(2)).await.len(), 101);
+    assert!(store.tail(Cursor::default(), 10).await.is_err());
+    assert_eq!(store.tail(Cursor { shard: 0, seq: 200 }, 10).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn any_flipped_bit_of_a_segment_is_noticed_or_harmless() {
+    let disk = FakeDisk::new();
+    let store = open(&disk.disk(), small()).unwrap();
+    append(&store, batch(0, 60)).await;
+    store.seal().await.unwrap();
+    drop(store);
+    let segment = disk.find(".seg").pop().unwrap();
+    let expected: Vec<i64> = (0..60).collect();
+    let length = disk.content(&segment).len();
+    for at in 0..length {
+        let disk = disk.after_power_cut(1);
+        disk.tamper(&segment, |bytes| bytes[at] ^= 1 << (at % 8));
+        let store = open(&disk.disk(), small()).unwrap();
+        match store.read(&Query::oldest(device(1), 100)).await {
+            Ok(messages) => assert_eq!(numbers(&messages), expected, "byte {at}"),
+            Err(HistoryError::Corrupt(_)) => {}
+            Err(other) => panic!("byte {at}: {other}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_lost_snapshot_is_made_anew() {
+    let disk = FakeDisk::new();
+    let store = open(&disk.disk(), small()).unwrap();
+    append(&store, batch(0, 50)).await;
+    store.seal().await.unwrap();
+    drop(store);
+    let snapshot = disk.find(".snap").pop().unwrap();
+    disk.tamper(&snapshot, |bytes| bytes[30] ^= 1);
+    let store = open(&disk.disk(), small()).unwrap();
+    let mut values = Vec::new();
+    store.last_values(&mut |_, name, value, _| values.push((name.clone(), value.clone()))).await.unwrap();
+    assert_eq!(values.len(), 2);
+    assert!(append(&store, batch(0, 50)).await.iter().all(|r| r.duplicate));
+    append(&store, batch(50, 51)).await;
+    store.seal().await.unwrap();
+    drop(store);
+    let store = open(&disk.disk(), small()).unwrap();
+    let mut newest = None;
+    let mut visit = |_, name: &fieldline_model::ParamName, value: &fieldline_model::Value, _| {
+        if name.as_str() == "n" {
+            newest = value.as_i64();
+        }
+    };
+    store.last_values(&mut visit).await.unwrap();
+    assert_eq!(newest, Some(50));
+}
+
+#[tokio::test]
+async fn a_damaged_manifest_stops_the_start_and_says_so() {
+    let disk = FakeDisk::new();
+    let store = open(&disk.disk(), small()).unwrap();
+    append(&store, batch(0, 5)).await;
+    store.seal().await.unwrap();
+    drop(store);
+    let manifest = disk.find("MANIFEST").pop().unwrap();
+    disk.tamper(&manifest, |bytes| bytes[60] ^= 1);
+    match open(&disk.disk(), small()) {
+        Err(OpenError::Damaged { path, .. }) => assert_eq!(path, manifest),
+        other => panic!("expected damage, got {:?}", other.map(|_| ())),
+    }
+}
+
+#[tokio::test]
+async fn one_store_is_opened_once() {
+    let disk = FakeDisk::new();
+    let store = open(&disk.disk(), small()).unwrap();
+    assert!(matches!(open(&disk.disk(), small()), Err(OpenError::Locked { .. })));
+    store.close().await.unwrap();
+    let _again = open(&disk.disk(), small()).unwrap();
+    assert!(matches!(store.append(batch(0, 1)).await, Err(HistoryError::Closed)));
+}
+
+#[tokio::test]
+async fn a_power_cut_at_any_step_of_sealing_and_merging_loses_nothing() {
+    for step in 0.. {
+        let disk = FakeDisk::new();
+        let store = open(&disk.disk(), small()).unwrap();
+        append(&store, batch(0, 30)).await;
+        store.seal().await.unwrap();
+        append(&store, batch(20, 60)).await;
+        disk.cut_power_after(step);
+        let sealed = store.seal().await.is_ok() && store.merge().await.is_ok();
+        let done = sealed && !disk.is_dead();
+        drop(store);
+        for seed in 0..4 {
+            let disk = disk.after_power_cut(seed);
+            let store = open(&disk.disk(), small()).unwrap();
+            let expected: Vec<i64> = (0..60).collect();
+            assert_eq!(numbers(&all(&store, device(1)).await), expected, "step {step}, seed {seed}");
+            assert_eq!(tail(&store, Cursor::default(), 7).await.len(), 60, "step {step}, seed {seed}");
+            let again = append(&store, batch(0, 60)).await;
+            assert!(again.iter().all(|r| r.duplicate), "step {step}, seed {seed}");
+        }
+        if done {
+            assert!(step > 10, "only {step} steps were tried");
+            break;
+        }
+    }
+}
+
+/// With root's rights, on a file system of 1 MiB; without, the fake disk above stands for it.
+#[tokio::test]
+async fn a_real_full_disk_refuses_and_recovers() {
+    let dir = tempfile::tempdir().unwrap();
+    let mount = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
+        .arg(dir.path())
+        .output();
+    if !mount.is_ok_and(|output| output.status.success()) {
+        println!("NOT RUN: mounting a small file system takes root's rights");
+        return;
+    }
+    let result = tokio::spawn(fill(dir.path().to_owned())).await;
+    let unmount = std::process::Command::new("umount").arg(dir.path()).status();
+    assert!(unmount.unwrap().success());
+    result.unwrap();
+}
+
+async fn fill(dir: std::path::PathBuf) {
+    let store = Mdb::open(dir.join("store"), small(), clock()).unwrap();
+    let store = Arc::new(store);
+    let ballast = dir.join("ballast");
+    std::fs::write(&ballast, vec![1; 600 << 10]).unwrap();
+    let mut stored = 0;
+    let refused = loop {
+        match store.append(batch(stored, stored + 50)).await {
+            Ok(_) => stored += 50,
+            Err(error) => break error,
+        }
+        assert!(stored < 1_000_000, "the disk never fills");
+    };
+    assert!(matches!(refused, HistoryError::Full(_)), "{refused:?}");
+    assert!(matches!(store.append(batch(stored, stored + 50)).await, Err(HistoryError::Full(_))));
+    assert_eq!(store.stats(None).messages, stored as u64);
+    std::fs::remove_file(&ballast).unwrap();
+    for _ in 0..50 {
+        // Sealing, which freed nothing while the disk was full, has to catch up first.
+        match store.append(batch(stored, stored + 50)).await {
+            Ok(_) => {
+                stored += 50;
+                break;
+            }
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
+        }
+    }
+    store.close().await.unwrap();
+    let store = Mdb::open(dir.join("store"), small(), clock()).unwrap();
+    let mut count = 0;
+    let mut cursor = Cursor::default();
+    loop {
+        let page = store.tail(cursor, 5_000).await.unwrap();
+        let Some(last) = page.last() else { break };
+        cursor = last.cursor();
+        count += page.len() as i64;
+    }
+    assert_eq!(count, stored);
+    assert!(stored > 50);
+}
