@@ -1,0 +1,111 @@
+//! Commands to devices.
+
+use fieldline_contracts::NewCommand;
+use fieldline_model::{Command, CommandId, Params};
+use hyper::StatusCode;
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use super::devices::present;
+use crate::call::{Ctx, json};
+use crate::objects::{LIMIT_DEFAULT, LIMIT_MAX, page};
+use crate::problem::{Problem, missing};
+use crate::route::Answer;
+
+/// Longest wait for an answer.
+const WAIT_MS_MAX: u64 = 60_000;
+
+/// A command to be sent.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CommandInput {
+    /// Its name in the device's protocol, such as `text`.
+    name: String,
+    /// Its arguments by name.
+    #[serde(default)]
+    params: Params,
+    /// How long it is worth sending, in seconds.
+    #[serde(default = "an_hour")]
+    ttl_s: u32,
+}
+
+const fn an_hour() -> u32 {
+    3_600
+}
+
+/// `GET /devices/{id}/commands`, newest first
+pub(crate) async fn list(ctx: Ctx) -> Answer {
+    let id = ctx.device_id(0)?;
+    present(&ctx, id).await?;
+    let limit = ctx.query.limit(LIMIT_DEFAULT, LIMIT_MAX)?;
+    let commands = ctx.app.platform().commands.list(ctx.account(), id, limit).await?;
+    page(&ctx, &commands, None)
+}
+
+/// `POST /devices/{id}/commands`
+pub(crate) async fn create(ctx: Ctx) -> Answer {
+    let id = ctx.device_id(0)?;
+    let CommandInput { name, params, ttl_s } = ctx.json()?;
+    let wait_ms = ctx.query.number("wait_ms", 0, 0..=WAIT_MS_MAX)?;
+    let device = present(&ctx, id).await?;
+    if !device.enabled {
+        return Err(Problem::conflict(format!(
+            "the device `{}` is disabled; enable it first",
+            device.name
+        )));
+    }
+    // Where the protocol is known, a command it does not have is refused now, not when the device connects.
+    if !device.protocol.is_empty() {
+        let found = ctx.app.programs.find(&ctx.app, ctx.account(), &device.protocol).await?;
+        if let Some(program) = found.and_then(|found| found.program.ok())
+            && !program.commands().iter().any(|command| command.name == name)
+        {
+            let known: Vec<&str> =
+                program.commands().iter().map(|command| command.name.as_str()).collect();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            let name: String = name.chars().take(64).collect();
+            return Err(Problem::member(
+                "name",
+                format!(
+                    "the protocol {} has no command `{name}`; it has: {known}",
+                    device.protocol
+                ),
+            ));
+        }
+    }
+    let commands = &ctx.app.platform().commands;
+    let new = NewCommand { name, params, ttl_s };
+    let mut command = commands.submit(ctx.account(), id, new, &ctx.identity.actor).await?;
+    if wait_ms > 0 {
+        command = commands.wait(ctx.account(), command.id, wait_ms).await?;
+    }
+    json(StatusCode::CREATED, &command)
+}
+
+/// The command of this path, if the caller may see its device.
+async fn seen(ctx: &Ctx) -> Result<Command, Problem> {
+    let id = CommandId(ctx.id(0, "command")?);
+    let command = ctx.app.platform().commands.get(ctx.account(), id).await?;
+    if ctx.identity.may_see(command.device) {
+        return Ok(command);
+    }
+    Err(missing("command", ctx.segment(0)))
+}
+
+/// `GET /commands/{id}`
+pub(crate) async fn read(ctx: Ctx) -> Answer {
+    let wait_ms = ctx.query.number("wait_ms", 0, 0..=WAIT_MS_MAX)?;
+    let mut command = seen(&ctx).await?;
+    if wait_ms > 0 && !command.status.is_final() {
+        command = ctx.app.platform().commands.wait(ctx.account(), command.id, wait_ms).await?;
+    }
+    json(StatusCode::OK, &command)
+}
+
+/// `DELETE /commands/{id}`: takes it back, as long as it waits.
+pub(crate) async fn cancel(ctx: Ctx) -> Answer {
+    let command = seen(&ctx).await?;
+    let commands = &ctx.app.platform().commands;
+    let cancelled = commands.cancel(ctx.account(), command.id, &ctx.identity.actor).await?;
+    json(StatusCode::OK, &cancelled)
+}

@@ -1,0 +1,268 @@
+//! Devices.
+
+use std::collections::BTreeMap;
+
+use fieldline_contracts::registry::Versioned;
+use fieldline_contracts::{Presence, RegistryExt as _};
+use fieldline_model::object::Labels;
+use fieldline_model::{Device, DeviceId, Timestamp};
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+use utoipa::ToSchema;
+
+use super::accounts::yes;
+use crate::call::Ctx;
+use crate::objects::{
+    LIMIT_DEFAULT, LIMIT_MAX, LabelFilter, Listed, change, check_labels, check_name, check_text,
+    page, remove, scan,
+};
+use crate::patch::merged;
+use crate::problem::Problem;
+use crate::route::Answer;
+
+/// Characters of an ident.
+const IDENT_CHARS_MAX: usize = 64;
+/// Most settings of a device.
+const SETTINGS_MAX: usize = 64;
+/// Most bytes of a device's settings, as JSON.
+const SETTINGS_BYTES_MAX: usize = 16 << 10;
+
+/// A device and whether it is there.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct DeviceView {
+    #[serde(flatten)]
+    device: Device,
+    /// Counts up with every change; the `ETag`.
+    revision: u64,
+    /// Whether it is connected.
+    online: bool,
+    /// When its last message was received.
+    seen_at: Option<Timestamp>,
+}
+
+impl DeviceView {
+    fn of(device: Versioned<Device>, presence: &Presence) -> Self {
+        let Versioned { object, revision } = device;
+        let online = presence.connection.is_some();
+        Self { device: object, revision, online, seen_at: presence.seen_at }
+    }
+}
+
+/// A device to be made, and the members of one that can be changed.
+#[derive(Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DeviceInput {
+    /// Name for people; the ident where absent.
+    #[serde(default)]
+    name: String,
+    /// What it calls itself on the wire (IMEI, serial number); unique in the account.
+    ident: String,
+    /// The protocol it speaks; empty for any.
+    #[serde(default)]
+    protocol: String,
+    /// Kind or model, free text.
+    #[serde(default, rename = "type")]
+    kind: String,
+    /// Whether it is let in.
+    #[serde(default = "yes")]
+    enabled: bool,
+    /// Settings that its protocol declares, by name.
+    #[serde(default)]
+    #[schema(value_type = Object)]
+    settings: BTreeMap<String, Json>,
+    /// Labels.
+    #[serde(default)]
+    labels: Labels,
+}
+
+impl DeviceInput {
+    fn of(device: &Device) -> Self {
+        let Device { name, ident, protocol, kind, enabled, settings, labels, .. } = device.clone();
+        Self { name, ident, protocol, kind, enabled, settings, labels }
+    }
+
+    fn onto(self, device: Device, protocols: &[String]) -> Result<Device, Problem> {
+        let Self { name, ident, protocol, kind, enabled, settings, labels } = self;
+        check_ident(&ident)?;
+        let name = if name.trim().is_empty() { ident.clone() } else { name };
+        check_text("name", &name, 128)?;
+        check_text("type", &kind, 64)?;
+        check_labels(&labels)?;
+        // One that was set before may have been deleted since: then it is left alone.
+        if !protocol.is_empty() && protocol != device.protocol {
+            check_protocol(&protocol, protocols)?;
+        }
+        if settings.len() > SETTINGS_MAX {
+            return Err(Problem::member(
+                "settings",
+                format!("has {}; at most {SETTINGS_MAX} are kept", settings.len()),
+            ));
+        }
+        for key in settings.keys() {
+            check_name("settings", key, 64)?;
+        }
+        let bytes = serde_json::to_string(&settings).map_err(Problem::fault)?.len();
+        if bytes > SETTINGS_BYTES_MAX {
+            return Err(Problem::member(
+                "settings",
+                format!("takes {bytes} bytes; at most {SETTINGS_BYTES_MAX} are kept"),
+            ));
+        }
+        Ok(Device { name, ident, protocol, kind, enabled, settings, labels, ..device })
+    }
+}
+
+fn check_ident(ident: &str) -> Result<(), Problem> {
+    let chars = ident.chars().count();
+    if !(1..=IDENT_CHARS_MAX).contains(&chars) {
+        return Err(Problem::member(
+            "ident",
+            format!("has {chars} characters; it needs 1 to {IDENT_CHARS_MAX}"),
+        ));
+    }
+    // The ident can stand in an MQTT topic.
+    if let Some(wrong) = ident.chars().find(|c| c.is_control() || "#+/".contains(*c)) {
+        return Err(Problem::member(
+            "ident",
+            format!("holds {wrong:?}; control characters and # + / are not possible"),
+        ));
+    }
+    if ident.trim() != ident {
+        return Err(Problem::member("ident", "begins or ends with a space"));
+    }
+    Ok(())
+}
+
+/// Checks that there is such a protocol.
+pub(crate) fn check_protocol(name: &str, known: &[String]) -> Result<(), Problem> {
+    if known.iter().any(|known| known == name) {
+        return Ok(());
+    }
+    let name: String = name.chars().take(64).collect();
+    let known = known.join(", ");
+    Err(Problem::member("protocol", format!("there is no protocol `{name}`; there are: {known}")))
+}
+
+/// A page of devices by the filters of the query, of those that the caller may see.
+pub(crate) async fn filtered(ctx: &Ctx) -> Result<Listed<Device>, Problem> {
+    let labels = LabelFilter::of(ctx);
+    let wanted = ctx.query.get("q").map(str::to_lowercase);
+    let ident = ctx.query.get("ident").map(str::to_owned);
+    let keep = |device: &Device| {
+        labels.holds(&device.labels)
+            && wanted.as_ref().is_none_or(|q| {
+                device.name.to_lowercase().contains(q) || device.ident.to_lowercase().contains(q)
+            })
+            && ident.as_ref().is_none_or(|ident| *ident == device.ident)
+    };
+    if ctx.identity.sees_all() {
+        if let Some(ident) = &ident {
+            let found = ctx.app.registry();
+            let found = found.find_object::<Device>(ctx.account(), "ident", ident).await?;
+            let items = found.into_iter().filter(|found| keep(&found.object)).collect();
+            return Ok(Listed { items, next: None });
+        }
+        let narrow = !labels.is_empty() || wanted.is_some();
+        return scan::<Device>(ctx, ctx.account(), Vec::new(), narrow, keep).await;
+    }
+    // A restricted caller names its devices itself.
+    let limit = ctx.query.limit(LIMIT_DEFAULT, LIMIT_MAX)?;
+    let after = ctx.query.after_id()?;
+    let mut ids = ctx.identity.devices.clone();
+    ids.sort_unstable();
+    ids.dedup();
+    let mut items = Vec::new();
+    for id in ids.into_iter().filter(|id| after.is_none_or(|after| id.0 > after)) {
+        let found = ctx.app.registry().get_object::<Device>(ctx.account(), id.0).await?;
+        if let Some(found) = found.filter(|found| keep(&found.object)) {
+            items.push(found);
+            if items.len() == limit {
+                return Ok(Listed { items, next: Some(id.0) });
+            }
+        }
+    }
+    Ok(Listed { items, next: None })
+}
+
+/// `GET /devices`
+pub(crate) async fn list(ctx: Ctx) -> Answer {
+    let online = ctx.query.flag("online")?;
+    let Listed { items, next } = filtered(&ctx).await?;
+    let ids: Vec<DeviceId> = items.iter().map(|found| found.object.id).collect();
+    let presence = ctx.app.platform().state.presence_many(ctx.account(), &ids).await;
+    let items: Vec<DeviceView> = items
+        .into_iter()
+        .zip(&presence)
+        .filter(|(_, (_, presence))| {
+            online.is_none_or(|online| online == presence.connection.is_some())
+        })
+        .map(|(device, (_, presence))| DeviceView::of(device, presence))
+        .collect();
+    page(&ctx, &items, next.map(|id| id.to_string()))
+}
+
+/// `POST /devices`
+pub(crate) async fn create(ctx: Ctx) -> Answer {
+    ctx.unrestricted("making a device")?;
+    let input: DeviceInput = ctx.json()?;
+    let protocols = ctx.app.programs.names(&ctx.app, ctx.account()).await?;
+    let clock = &ctx.app.platform().clock;
+    let now = clock.now();
+    let blank = Device {
+        id: DeviceId::new(now, clock.random()),
+        account: ctx.account(),
+        name: String::new(),
+        ident: String::new(),
+        protocol: String::new(),
+        kind: String::new(),
+        enabled: true,
+        settings: BTreeMap::new(),
+        labels: Labels::new(),
+        created_at: now,
+    };
+    let device = input.onto(blank, &protocols)?;
+    let registry = ctx.app.registry();
+    let made = registry.create_object(ctx.account(), &device, &ctx.identity.actor).await?;
+    ctx.object(made.revision, &DeviceView::of(made, &Presence::default()))
+}
+
+/// `GET /devices/{id}`
+pub(crate) async fn read(ctx: Ctx) -> Answer {
+    let id = ctx.device_id(0)?;
+    let device = ctx.load::<Device>(id.0).await?;
+    let presence = ctx.app.platform().state.presence(ctx.account(), id).await;
+    // What is not in the revision may have changed: no 304 for it.
+    let etag = format!("\"{}\"", device.revision);
+    let view = DeviceView::of(device, &presence);
+    Ok(crate::call::with_etag(crate::call::json(hyper::StatusCode::OK, &view)?, &etag))
+}
+
+/// `PATCH /devices/{id}`
+pub(crate) async fn patch(ctx: Ctx) -> Answer {
+    let id = ctx.device_id(0)?;
+    let body: Json = ctx.json()?;
+    let protocols = ctx.app.programs.names(&ctx.app, ctx.account()).await?;
+    let presence = ctx.app.platform().state.presence(ctx.account(), id).await;
+    let changed = change::<Device>(&ctx, ctx.account(), id.0, |device, revision| {
+        let seen = Versioned { object: device.clone(), revision };
+        let view = DeviceView::of(seen, &presence);
+        merged(&DeviceInput::of(&device), &view, body.clone())?.onto(device, &protocols)
+    })
+    .await?;
+    ctx.object(changed.revision, &DeviceView::of(changed, &presence))
+}
+
+/// `DELETE /devices/{id}`
+pub(crate) async fn delete(ctx: Ctx) -> Answer {
+    let id = ctx.device_id(0)?;
+    ctx.unrestricted("deleting a device")?;
+    let answer = remove::<Device>(&ctx, ctx.account(), id.0).await?;
+    ctx.app.platform().state.forget(ctx.account(), id).await;
+    Ok(answer)
+}
+
+/// That there is such a device in the account, and the caller may see it.
+pub(crate) async fn present(ctx: &Ctx, id: DeviceId) -> Result<std::sync::Arc<Device>, Problem> {
+    let found = ctx.app.services.ingest.device(ctx.account(), id).await?;
+    found.ok_or_else(|| crate::problem::missing("device", &id.to_string()))
+}

@@ -1,0 +1,138 @@
+//! What all requests share.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use bytes::Bytes;
+use fieldline_contracts::{Platform, Registry};
+use hyper::Method;
+use metrics::Counter;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::protocols::Programs;
+use crate::idempotency::Idempotency;
+use crate::route::Route;
+use crate::routes::ROUTES;
+use crate::tenants::{TenantLimits, Tenants};
+use crate::{RestConfig, Services};
+
+/// Playground runs at once: each may use a core for a while.
+const DECODES_AT_ONCE_MAX: usize = 2;
+
+pub(crate) struct App {
+    pub(crate) config: RestConfig,
+    pub(crate) services: Services,
+    pub(crate) tenants: Tenants,
+    pub(crate) idempotency: Idempotency,
+    pub(crate) programs: Programs,
+    pub(crate) decodes: Semaphore,
+    pub(crate) openapi: Bytes,
+    pub(crate) started: Instant,
+    /// Whether all channels have listened at once since the start.
+    pub(crate) settled: AtomicBool,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+    router: matchit::Router<Vec<usize>>,
+    counters: Vec<Counters>,
+    pub(crate) unmatched: Counters,
+}
+
+/// Metrics of one route.
+pub(crate) struct Counters {
+    /// By the hundreds of the status: 1xx to 5xx.
+    pub(crate) requests: [Counter; 5],
+    pub(crate) micros: Counter,
+}
+
+impl Counters {
+    fn of(method: &'static str, path: &'static str) -> Self {
+        let requests = ["1xx", "2xx", "3xx", "4xx", "5xx"].map(|class| {
+            metrics::counter!("fieldline_http_requests_total", "method" => method, "route" => path, "status" => class)
+        });
+        let micros = metrics::counter!("fieldline_http_request_micros_total", "method" => method, "route" => path);
+        Self { requests, micros }
+    }
+}
+
+impl App {
+    pub(crate) fn new(config: RestConfig, services: Services, shutdown: CancellationToken) -> Self {
+        let mut by_path: Vec<(&'static str, Vec<usize>)> = Vec::new();
+        for (at, route) in ROUTES.iter().enumerate() {
+            match by_path.iter_mut().find(|(path, _)| *path == route.path) {
+                Some((_, all)) => all.push(at),
+                None => by_path.push((route.path, vec![at])),
+            }
+        }
+        let mut router = matchit::Router::new();
+        for (path, all) in by_path {
+            // The paths are ours; a test inserts each of them.
+            if let Err(error) = router.insert(path, all) {
+                tracing::error!(path, %error, "a route cannot be reached");
+            }
+        }
+        let limits = TenantLimits {
+            requests_per_s_max: config.requests_per_s_max,
+            running_max: config.running_per_account_max,
+            feeds_max: config.feeds_per_account_max,
+        };
+        Self {
+            tenants: Tenants::new(limits),
+            idempotency: Idempotency::default(),
+            programs: Programs::new(),
+            decodes: Semaphore::new(DECODES_AT_ONCE_MAX),
+            openapi: Bytes::from(crate::openapi()),
+            started: Instant::now(),
+            settled: AtomicBool::new(false),
+            shutdown,
+            tasks: TaskTracker::new(),
+            router,
+            counters: ROUTES.iter().map(|route| Counters::of(route.method, route.path)).collect(),
+            unmatched: Counters::of("any", "other"),
+            config,
+            services,
+        }
+    }
+
+    pub(crate) fn platform(&self) -> &Platform {
+        &self.services.platform
+    }
+
+    pub(crate) fn registry(&self) -> &Arc<dyn Registry> {
+        &self.services.platform.registry
+    }
+
+    /// The routes of `path`, and the variable parts of it as they stand.
+    pub(crate) fn find(&self, path: &str) -> Option<(&[usize], Vec<String>)> {
+        let found = self.router.at(path).ok()?;
+        let decode = |raw: &str| {
+            percent_encoding::percent_decode_str(raw).decode_utf8().map(|text| text.into_owned())
+        };
+        // What is no UTF-8 names nothing that exists.
+        let parts: Result<Vec<String>, _> =
+            found.params.iter().map(|(_, value)| decode(value)).collect();
+        Some((found.value, parts.ok()?))
+    }
+
+    /// The one of `routes` for `method`, with its metrics.
+    pub(crate) fn pick(
+        &self,
+        routes: &[usize],
+        method: &Method,
+    ) -> Option<(&'static Route, &Counters)> {
+        let at = routes.iter().find(|at| ROUTES.get(**at).is_some_and(|route| route.is(method)))?;
+        Some((ROUTES.get(*at)?, self.counters.get(*at)?))
+    }
+
+    /// Methods of `routes`, for `Allow`.
+    pub(crate) fn allowed(routes: &[usize]) -> String {
+        let methods = routes.iter().filter_map(|at| Some(ROUTES.get(*at)?.method));
+        methods.collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Named values by text, for what is looked up by name.
+pub(crate) type ByName<T> = HashMap<String, T>;

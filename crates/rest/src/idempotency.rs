@@ -1,0 +1,244 @@
+//! `Idempotency-Key`: a POST that is sent again is not done again.
+//!
+//! Answers are kept in memory, so a restart forgets them; what must hold beyond
+//! that is unique by itself (idents, names, messages).
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use fieldline_auth::IdentityKind;
+use fieldline_model::AccountId;
+use hyper::{HeaderMap, StatusCode};
+use parking_lot::Mutex;
+use uuid::Uuid;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::problem::Problem;
+
+/// How long an answer is kept.
+const AGE_MAX: Duration = Duration::from_secs(24 * 3_600);
+/// Most answers kept; the oldest go first.
+const ANSWERS_MAX: usize = 10_000;
+/// Most bytes of answers kept; the oldest go first.
+const BYTES_MAX: usize = 32 << 20;
+/// Longest key.
+const KEY_BYTES_MAX: usize = 200;
+
+/// Who sent which key.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    account: AccountId,
+    caller: Uuid,
+    key: Arc<str>,
+}
+
+#[derive(Clone)]
+struct Answer {
+    fingerprint: u128,
+    at: Instant,
+    outcome: Outcome,
+}
+
+#[derive(Clone)]
+enum Outcome {
+    Running,
+    Done {
+        status: StatusCode,
+        headers: HeaderMap,
+        body: Bytes,
+    },
+    /// Done, and its answer held a secret, which is not kept.
+    Secret,
+}
+
+#[derive(Default)]
+struct Kept {
+    answers: HashMap<Key, Answer>,
+    order: VecDeque<(Key, Instant)>,
+    bytes: usize,
+}
+
+/// The answers of the last day.
+#[derive(Default)]
+pub(crate) struct Idempotency(Mutex<Kept>);
+
+/// What to do with a request that has a key.
+pub(crate) enum Begun {
+    /// Do it, and then [`Idempotency::finish`].
+    First(Key),
+    /// Answer this: it was done before.
+    Again { status: StatusCode, headers: HeaderMap, body: Bytes },
+}
+
+impl Idempotency {
+    /// Begins a request with `key`.
+    pub(crate) fn begin(
+        &self,
+        account: AccountId,
+        caller: IdentityKind,
+        key: &str,
+        path: &str,
+        body: &[u8],
+    ) -> Result<Begun, Problem> {
+        if key.is_empty() || key.len() > KEY_BYTES_MAX {
+            return Err(Problem::bad_request(format!(
+                "an Idempotency-Key has 1 to {KEY_BYTES_MAX} characters"
+            )));
+        }
+        let caller = match caller {
+            IdentityKind::User(id) => id.0,
+            IdentityKind::Token(id) => id.0,
+        };
+        let key = Key { account, caller, key: key.into() };
+        let mut hasher = Xxh3::new();
+        hasher.update(path.as_bytes());
+        hasher.update(&[0]);
+        hasher.update(body);
+        let fingerprint = hasher.digest128();
+        let mut kept = self.0.lock();
+        kept.forget();
+        if let Some(answer) = kept.answers.get(&key) {
+            if answer.fingerprint != fingerprint {
+                return Err(Problem::invalid(
+                    "this Idempotency-Key was used for another request; use a fresh one",
+                ));
+            }
+            return match &answer.outcome {
+                Outcome::Done { status, headers, body } => Ok(Begun::Again {
+                    status: *status,
+                    headers: headers.clone(),
+                    body: body.clone(),
+                }),
+                Outcome::Running => Err(Problem::repeated(
+                    "the same request is running; its answer comes to the first",
+                )
+                .retry_after(1)),
+                Outcome::Secret => Err(Problem::repeated(
+                    "this was done already; its secret was shown once and is kept nowhere",
+                )),
+            };
+        }
+        let at = Instant::now();
+        kept.answers.insert(key.clone(), Answer { fingerprint, at, outcome: Outcome::Running });
+        kept.order.push_back((key.clone(), at));
+        Ok(Begun::First(key))
+    }
+
+    /// Keeps the answer of a request that [`Idempotency::begin`] called the first.
+    pub(crate) fn finish(
+        &self,
+        key: &Key,
+        status: StatusCode,
+        headers: &HeaderMap,
+        body: &Bytes,
+        secret: bool,
+    ) {
+        let mut kept = self.0.lock();
+        // A fault may be gone at the next try, and a wait be over: those are done anew.
+        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+            kept.answers.remove(key);
+            return;
+        }
+        let Some(answer) = kept.answers.get_mut(key) else { return };
+        if secret && status.is_success() {
+            answer.outcome = Outcome::Secret;
+            return;
+        }
+        answer.outcome = Outcome::Done { status, headers: headers.clone(), body: body.clone() };
+        kept.bytes += body.len();
+        kept.forget();
+    }
+
+    /// Forgets a request that ended without an answer.
+    pub(crate) fn abandon(&self, key: &Key) {
+        self.0.lock().answers.remove(key);
+    }
+}
+
+impl Kept {
+    fn forget(&mut self) {
+        while let Some((key, at)) = self.order.front() {
+            let full = self.order.len() > ANSWERS_MAX || self.bytes > BYTES_MAX;
+            if !full && at.elapsed() < AGE_MAX {
+                break;
+            }
+            // The same key may have been used anew since: then this place is an old one.
+            if self.answers.get(key).is_some_and(|answer| answer.at == *at)
+                && let Some(Answer { outcome: Outcome::Done { body, .. }, .. }) =
+                    self.answers.remove(key)
+            {
+                self.bytes -= body.len();
+            }
+            self.order.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fieldline_model::TokenId;
+
+    use super::*;
+
+    const CALLER: IdentityKind = IdentityKind::Token(TokenId::from_bytes([1; 16]));
+
+    fn begin(kept: &Idempotency, key: &str, body: &str) -> Result<Begun, Problem> {
+        kept.begin(AccountId::from_bytes([1; 16]), CALLER, key, "/x", body.as_bytes())
+    }
+
+    fn first(begun: Result<Begun, Problem>) -> Key {
+        match begun {
+            Ok(Begun::First(key)) => key,
+            Ok(Begun::Again { .. }) => panic!("was taken for a repetition"),
+            Err(problem) => panic!("{problem:?}"),
+        }
+    }
+
+    #[test]
+    fn the_same_again_gets_the_same_answer() {
+        let kept = Idempotency::default();
+        let key = first(begin(&kept, "k", "a"));
+        assert_eq!(begin(&kept, "k", "a").err().unwrap().status(), StatusCode::CONFLICT);
+        let body = Bytes::from_static(b"done");
+        kept.finish(&key, StatusCode::CREATED, &HeaderMap::new(), &body, false);
+        assert!(
+            matches!(begin(&kept, "k", "a"), Ok(Begun::Again { body: same, .. }) if same == body)
+        );
+        let other = begin(&kept, "k", "b").err().unwrap();
+        assert_eq!(other.status(), StatusCode::UNPROCESSABLE_ENTITY);
+    }
+
+    #[test]
+    fn a_fault_is_tried_anew_and_a_secret_is_not_kept() {
+        let kept = Idempotency::default();
+        let key = first(begin(&kept, "k", "a"));
+        kept.finish(&key, StatusCode::SERVICE_UNAVAILABLE, &HeaderMap::new(), &Bytes::new(), false);
+        let key = first(begin(&kept, "k", "a"));
+        kept.finish(
+            &key,
+            StatusCode::CREATED,
+            &HeaderMap::new(),
+            &Bytes::from_static(b"flt_"),
+            true,
+        );
+        assert_eq!(begin(&kept, "k", "a").err().unwrap().status(), StatusCode::CONFLICT);
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let kept = Idempotency::default();
+        let body = Bytes::from(vec![0; 4 << 20]);
+        for n in 0..20 {
+            let key = first(begin(&kept, &n.to_string(), "a"));
+            kept.finish(&key, StatusCode::OK, &HeaderMap::new(), &body, false);
+        }
+        assert!(kept.0.lock().bytes <= BYTES_MAX);
+        for n in 0..ANSWERS_MAX + 50 {
+            first(begin(&kept, &format!("x{n}"), "a"));
+        }
+        first(begin(&kept, "last", "a"));
+        assert!(kept.0.lock().answers.len() <= ANSWERS_MAX + 1);
+    }
+}
