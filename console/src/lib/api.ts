@@ -157,6 +157,8 @@ export interface Field {
   end: number;
   value: Json;
   note?: string | null;
+  /** Which message of the frame it belongs to. */
+  message?: number | null;
 }
 
 export interface Frame {
@@ -175,6 +177,8 @@ export interface Frame {
 export interface Decoded {
   frames: Frame[];
   remaining: string;
+  /** Why it ended before the bytes did. */
+  stopped?: string;
 }
 
 export interface Parameter {
@@ -416,6 +420,7 @@ export const api = {
     create: (body: { name: string; scopes: Scope[]; password?: string }) => post<User & { link?: string }>('/users', body),
     patch: (user: string, body: Partial<User>, revision?: number) => patch<User>(`/users/${id(user)}`, body, revision),
     remove: (user: string) => remove(`/users/${id(user)}`),
+    link: (user: string) => post<{ link: string; expires_at?: string }>(`/users/${id(user)}/link`),
   },
   settings: {
     get: () => get<Record<string, Json>>('/settings'),

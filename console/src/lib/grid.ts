@@ -90,6 +90,9 @@ export class Grid<T> {
   setColumns(columns: Column<T>[]): void {
     this.columns = columns;
     this.host.style.setProperty('--grid-columns', columns.map((c) => c.width).join(' '));
+    // Header and rows share tracks only if they share a width: the sum of the least widths, or the whole table's.
+    const least = columns.reduce((sum, c) => sum + Number(/\d+/.exec(c.width)?.[0] ?? 0), 0);
+    this.host.style.setProperty('--grid-least', `${least}px`);
     this.host.setAttribute('aria-colcount', String(columns.length));
     this.head.replaceChildren(
       ...columns.map((column) => {

@@ -1,3 +1,5 @@
+import { untrack } from 'svelte';
+
 // Addresses live in the fragment (`#/devices/ID?tab=track`): the server serves one page, and secrets in a link are not logged.
 
 export interface Route {
@@ -42,9 +44,13 @@ class Router {
 
   /** Changes the query without a new step in the browser's history. */
   replaceQuery(query: Record<string, string | undefined>): void {
-    const next = href(this.route.parts.map(encodeURIComponent).join('/'), query);
-    history.replaceState(null, '', next);
-    this.route = parse(next);
+    // Callers are often effects: they must not run again because of what they set here.
+    untrack(() => {
+      const next = href(this.route.parts.map(encodeURIComponent).join('/'), query);
+      if (next === location.hash || (next === '#/' && location.hash === '')) return;
+      history.replaceState(null, '', next);
+      this.route = parse(next);
+    });
   }
 }
 

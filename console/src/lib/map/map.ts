@@ -1,7 +1,7 @@
 // The canvas map: outlines or tiles below, tracks and markers above. Draws only when something changed.
 import { Clusterer, type Clusters, type Points } from './cluster';
 import {
-  type Box, type View, clampView, fit, latitudeOf, longitudeOf, metresPerPx, scaleBar, toScreen, toWorld, worldPx, wrapNear, zoomAround,
+  type Box, type View, clampView, distance, fit, latitudeOf, longitudeOf, metresPerPx, scaleBar, toScreen, toWorld, worldPx, wrapNear, zoomAround,
 } from './mercator';
 import { cities } from './cities';
 import { type Outline, type Shape, UNIT, outline } from './outline';
@@ -443,6 +443,25 @@ export class FieldMap {
     ctx.textAlign = 'left';
     ctx.textBaseline = 'alphabetic';
     ctx.fillText(text, x + 4, y - 5);
+    // Zoomed in, outlines alone say little: where the middle lies, from the nearest city.
+    const near = !this.tiles && this.view.zoom > 7.5 ? this.nearest() : '';
+    if (near) ctx.fillText(near, x + bar.px + 14, y);
+  }
+
+  private nearest(): string {
+    const [lat, lon] = [latitudeOf(this.view.y), longitudeOf(this.view.x)];
+    let best = { metres: Number.POSITIVE_INFINITY, text: '', lat: 0, lon: 0 };
+    for (const city of cities()) {
+      const [cityLat, cityLon] = [latitudeOf(city.y), longitudeOf(city.x)];
+      const metres = distance(lat, lon, cityLat, cityLon);
+      if (metres < best.metres) best = { metres, text: city.text, lat: cityLat, lon: cityLon };
+    }
+    if (best.metres > 400_000) return '';
+    if (best.metres < 4000) return best.text;
+    const east = (lon - best.lon) * Math.cos((lat * Math.PI) / 180);
+    const turn = Math.round(Math.atan2(east, lat - best.lat) / (Math.PI / 4));
+    const side = ['N', 'NE', 'E', 'SE', 'S', 'SW', 'W', 'NW'][(turn + 8) % 8] ?? '';
+    return `${Math.round(best.metres / 1000)} km ${side} of ${best.text}`;
   }
 
   // ---- top
@@ -511,7 +530,7 @@ export class FieldMap {
       at.set(this.shownAt);
       this.shownAt = at;
     }
-    const clusters = this.clusterer.run(points, this.view, this.width, this.height, 64, markers.selected);
+    const clusters = this.clusterer.run(points, this.view, this.width, this.height, 72, markers.selected);
     this.clusters = clusters;
     const scale = worldPx(this.view.zoom);
     const ease = this.stillMotion ? 1 : 1 - Math.exp(-elapsed / 220);
@@ -583,10 +602,19 @@ export class FieldMap {
     ctx.lineWidth = 3;
     ctx.strokeStyle = this.palette.halo;
     ctx.fillStyle = this.palette.ink;
+    // A name is left out where it would cover another.
+    const cells = new Set<number>();
     for (const i of indices) {
       const px = (wrapNear(this.shownX[i]!, this.view.x) - this.view.x) * scale + this.width / 2;
       const py = (this.shownY[i]! - this.view.y) * scale + this.height / 2;
       const text = markers.label(i);
+      const span = Math.ceil((text.length * 6.4 + 10) / 24);
+      const row = Math.round(py / 14) * 4096;
+      const from = Math.floor((px + 10) / 24);
+      let free = true;
+      for (let k = 0; k <= span && free; k++) free = !cells.has(row + from + k);
+      if (!free) continue;
+      for (let k = 0; k <= span; k++) cells.add(row + from + k).add(row - 4096 + from + k).add(row + 4096 + from + k);
       ctx.strokeText(text, px + 13, py);
       ctx.fillText(text, px + 13, py);
     }
