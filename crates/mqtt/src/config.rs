@@ -9,11 +9,11 @@ pub struct MqttConfig {
     pub connections_max: usize,
     /// Most signed-in connections of one account. At least 1.
     pub account_connections_max: usize,
-    /// Most connections that have not signed in yet; further ones wait in the
-    /// listener's backlog. At least 1.
+    /// Most connections that have not signed in yet; another one takes the place
+    /// of the oldest. At least 1.
     pub handshakes_max: usize,
-    /// How long a connection may take to sign in, TLS handshake included.
-    /// Two seconds at most while half of `handshakes_max` are busy.
+    /// How long a connection may take to send CONNECT, TLS handshake included,
+    /// and again to be signed in.
     pub connect_timeout: Duration,
     /// Longest CONNECT, in bytes: 1,024 to 1,048,576.
     pub connect_bytes_max: usize,

@@ -1,6 +1,7 @@
 //! From the first byte to CONNACK: who is there, and may they come in.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,9 @@ use std::time::Duration;
 use bytes::BytesMut;
 use fieldline_auth::{AuthError, Identity};
 use fieldline_model::ConnectionId;
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 use crate::codec::{self, CodecError, ConnackProps, Connect, Qos, Reason, Version, take_frame};
 use crate::hub::Member;
@@ -22,6 +25,61 @@ use crate::{Acceptor, Shared, metrics};
 const CLIENT_ID_BYTES_MAX: usize = 256;
 /// How long a refusal may take to be sent.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The connections that have not signed in yet.
+///
+/// At the limit the oldest loses its place to the newest: a client signs in
+/// within moments, and one that sends nothing must not keep it waiting.
+pub(crate) struct Handshakes {
+    max: usize,
+    places: Mutex<Places>,
+}
+
+#[derive(Default)]
+struct Places {
+    last: u64,
+    taken: BTreeMap<u64, Arc<Notify>>,
+}
+
+impl Handshakes {
+    pub(crate) fn new(max: usize) -> Self {
+        Self { max, places: Mutex::default() }
+    }
+
+    /// Takes a place, and the oldest's if there is none left.
+    pub(crate) fn enter(self: &Arc<Self>) -> Place {
+        let lost = Arc::new(Notify::new());
+        let mut places = self.places.lock();
+        while places.taken.len() >= self.max {
+            let Some((_, oldest)) = places.taken.pop_first() else { break };
+            oldest.notify_one();
+        }
+        places.last += 1;
+        let number = places.last;
+        places.taken.insert(number, Arc::clone(&lost));
+        Place { of: Arc::clone(self), number, lost }
+    }
+}
+
+/// A place among the connections that have not signed in; given back when dropped.
+pub(crate) struct Place {
+    of: Arc<Handshakes>,
+    number: u64,
+    lost: Arc<Notify>,
+}
+
+impl Place {
+    /// Waits until it is lost to another. Cancel-safe.
+    pub(crate) async fn lost(&self) {
+        self.lost.notified().await;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.of.places.lock().taken.remove(&self.number);
+    }
+}
 
 /// Why a connection did not become a session.
 struct Refused {
@@ -52,7 +110,7 @@ pub(crate) async fn handshake(
     peer: SocketAddr,
     acceptor: Option<Acceptor>,
 ) -> Option<(Session, Stream)> {
-    let timeout = shared.connect_timeout();
+    let timeout = shared.config.connect_timeout;
     let opened = tokio::time::timeout(timeout, open(shared, stream, acceptor)).await;
     let (stream, input, connect) = match opened {
         Ok(Ok(opened)) => opened,
@@ -82,7 +140,11 @@ pub(crate) async fn handshake(
 async fn refuse(stream: Option<Stream>, peer: SocketAddr, refused: Refused) {
     let Refused { version, reason, label, text, tell } = refused;
     metrics::refused(label);
-    tracing::info!(%peer, reason = label, %text, "MQTT connection refused");
+    match reason {
+        Some(_) => tracing::info!(%peer, reason = label, %text, "MQTT client refused"),
+        // Scanners and broken networks are no news, and nobody should fill the log with them.
+        None => tracing::debug!(%peer, reason = label, %text, "no MQTT client"),
+    }
     let Some(mut stream) = stream else { return };
     let mut output = BytesMut::new();
     if let Some(reason) = reason {

@@ -161,6 +161,24 @@ impl Hub {
         self.inner.lock().routes.remove(filter, session)
     }
 
+    /// The account.
+    pub(crate) fn account(&self) -> AccountId {
+        self.account
+    }
+
+    /// Whether there is nothing in it worth keeping.
+    pub(crate) fn is_idle(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.members.is_empty() && inner.retained.is_empty() && !inner.followed
+    }
+
+    /// Forgets what clients retained: the account is gone.
+    pub(crate) fn forget_retained(&self) {
+        let mut inner = self.inner.lock();
+        inner.retained.clear();
+        inner.retained_bytes = 0;
+    }
+
     /// Messages that wait for all clients together, those of the fullest queue,
     /// and commands whose answers are awaited.
     pub(crate) fn depths(&self) -> (usize, usize, usize) {

@@ -55,6 +55,7 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 pub use config::{ConfigError, MqttConfig};
+use handshake::Handshakes;
 use hub::Hub;
 pub use topic::ROOTS;
 
@@ -63,8 +64,6 @@ const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// Silence after which the system asks whether the peer is still there: 3.1.1
 /// clients may turn off the keep alive of the protocol.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(120);
-/// Time to sign in while half of the handshakes are busy.
-const HURRIED_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Gives the TLS settings for the next connection, so that certificates can be reloaded.
 pub type Acceptor = Arc<dyn Fn() -> TlsAcceptor + Send + Sync>;
@@ -102,7 +101,7 @@ pub(crate) struct Shared {
     hubs: Mutex<HashMap<AccountId, Arc<Hub>>>,
     sessions: AtomicU64,
     permits: Arc<Semaphore>,
-    handshakes: Arc<Semaphore>,
+    handshakes: Arc<Handshakes>,
     /// Tasks that serve no one connection.
     background: TaskTracker,
     stop: CancellationToken,
@@ -132,12 +131,10 @@ impl Shared {
         Arc::clone(&self.permits).try_acquire_owned().ok()
     }
 
-    fn connect_timeout(&self) -> Duration {
-        let timeout = self.config.connect_timeout;
-        if self.handshakes.available_permits() < self.config.handshakes_max / 2 {
-            return timeout.min(HURRIED_CONNECT_TIMEOUT);
-        }
-        timeout
+    /// Lets go of hubs that hold nothing any more.
+    fn forget_idle_hubs(&self) {
+        // A client that is joining holds the hub too.
+        self.hubs.lock().retain(|_, hub| Arc::strong_count(hub) > 1 || !hub.is_idle());
     }
 }
 
@@ -157,7 +154,7 @@ pub async fn run(
     let drain_timeout = config.drain_timeout;
     let shared = Arc::new(Shared {
         permits: Arc::new(Semaphore::new(config.connections_max.min(Semaphore::MAX_PERMITS))),
-        handshakes: Arc::new(Semaphore::new(config.handshakes_max.min(Semaphore::MAX_PERMITS))),
+        handshakes: Arc::new(Handshakes::new(config.handshakes_max)),
         config: Arc::new(config),
         services,
         hubs: Mutex::default(),
@@ -207,20 +204,16 @@ async fn accept(
     cut: CancellationToken,
 ) {
     loop {
-        // A permit first: at the limit we stop accepting, not start dropping.
-        let permit = tokio::select! {
-            () = shutdown.cancelled() => return,
-            permit = Arc::clone(&shared.handshakes).acquire_owned() => permit,
-        };
         let accepted = tokio::select! {
             () = shutdown.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
+                let place = shared.handshakes.enter();
                 let (shared, tls, cut) = (Arc::clone(&shared), tls.clone(), cut.clone());
                 connections.spawn(async move {
-                    let serving = connection(shared, stream, peer, tls, permit);
+                    let serving = connection(shared, stream, peer, tls, place);
                     tokio::select! {
                         () = cut.cancelled() => {}
                         () = serving => {}
@@ -240,7 +233,7 @@ async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     tls: Option<Acceptor>,
-    handshaking: Result<OwnedSemaphorePermit, tokio::sync::AcquireError>,
+    place: handshake::Place,
 ) {
     let keepalive = socket2::TcpKeepalive::new().with_time(TCP_KEEPALIVE);
     let tuned = stream
@@ -253,9 +246,13 @@ async fn connection(
     // Boxed: an idle session must not hold the room that signing in once took.
     let signed_in = tokio::select! {
         () = shared.stop.cancelled() => None,
+        () = place.lost() => {
+            metrics::refused("displaced");
+            None
+        }
         signed_in = Box::pin(handshake::handshake(&shared, stream, peer, tls)) => signed_in,
     };
-    drop(handshaking);
+    drop(place);
     drop(shared);
     if let Some((session, stream)) = signed_in {
         session.run(stream).await;

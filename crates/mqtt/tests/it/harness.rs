@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fieldline_auth::{Auth, Identity, IdentityKind, NewToken};
 use fieldline_contracts::{
-    Actor, Clock as _, MemoryBus, MemoryState, Platform, RegistryExt as _, SystemClock,
+    Actor, Clock as _, History, MemoryBus, MemoryState, Platform, RegistryExt as _, SystemClock,
 };
 use fieldline_ingest::Ingest;
 use fieldline_model::{
@@ -49,6 +49,15 @@ impl Server {
     }
 
     pub(crate) async fn with(config: MqttConfig, tls: Option<Acceptor>) -> Self {
+        Self::over(config, tls, None).await
+    }
+
+    /// Over a store of the caller's instead of the scripted one.
+    pub(crate) async fn over(
+        config: MqttConfig,
+        tls: Option<Acceptor>,
+        store: Option<Arc<dyn History>>,
+    ) -> Self {
         let config = config.validate().unwrap();
         let directory = tempfile::tempdir().unwrap();
         let clock = Arc::new(SystemClock);
@@ -58,7 +67,7 @@ impl Server {
         let commands = LocalCommands::new(registry.clone(), clock.clone());
         let platform = Platform {
             registry: registry.clone(),
-            history: history.clone(),
+            history: store.unwrap_or_else(|| history.clone()),
             state: Arc::new(MemoryState::new()),
             bus: Arc::new(MemoryBus::new()),
             commands: Arc::new(commands.clone()),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fieldline_model::Value;
 use fieldline_mqtt::MqttConfig;
 
-use crate::harness::{Server, wait_for};
+use crate::harness::Server;
 use crate::wire::{Hello, Wire, packet, text};
 
 #[tokio::test]
@@ -220,24 +220,24 @@ async fn messages_of_a_burst_reach_a_reading_client_whole() {
 }
 
 #[tokio::test]
-async fn idle_connections_do_not_keep_others_out() {
-    let config = MqttConfig {
-        handshakes_max: 8,
-        connect_timeout: Duration::from_millis(300),
-        ..MqttConfig::default()
-    };
+async fn connections_that_send_nothing_do_not_keep_others_waiting() {
+    let config = MqttConfig { handshakes_max: 8, ..MqttConfig::default() };
     let server = Server::with(config, None).await;
     let tenant = server.tenant("a").await;
     let mut idle = vec![];
     for _ in 0..50 {
         idle.push(Wire::open(&server).await);
     }
-    // Each wave of eight is let go after its time; a client gets its turn.
-    let mut wire = Wire::open(&server).await;
-    wire.send(&Hello::new(true, "c", &tenant.token).bytes()).await;
-    let got = wire.try_recv(Duration::from_secs(30)).await.unwrap();
-    assert_eq!((got.first, got.body[1]), (0x20, 0));
-    wait_for("nothing more", || true).await;
+    let begun = std::time::Instant::now();
+    let mut wire = Wire::join(&server, true, "c", &tenant.token).await;
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    // The oldest lost their places, the newest still have theirs.
+    for wire in idle.iter_mut().take(40) {
+        assert_eq!(wire.try_recv(Duration::from_secs(5)).await, Err("closed"));
+    }
+    assert_eq!(idle[49].try_recv(Duration::from_millis(50)).await, Err("silent"));
+    wire.send(&[0xc0, 0]).await;
+    assert_eq!(wire.recv().await.first, 0xd0);
 }
 
 /// Resident memory of this process, in bytes.

@@ -1,9 +1,11 @@
 //! What clients publish: into the pipeline, and to devices.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use fieldline_contracts::{HistoryError, Outcome};
 use fieldline_model::{ConnectionId, DeviceId, Scope, SeriesKind, Value};
+use fieldline_mqtt::MqttConfig;
 use mqtt_protocol_core::mqtt::packet::Property;
 
 use crate::harness::{SOON, Server, wait_for};
@@ -216,4 +218,36 @@ async fn a_will_may_be_a_message_of_the_device() {
     wait_for("the will", || history.all(SeriesKind::Message).len() == 1).await;
     let stored = history.all(SeriesKind::Message);
     assert_eq!(stored[0].params().get("link.lost"), Some(&Value::Bool(true)));
+}
+
+/// What was acknowledged is on disk at that moment: a copy of the directory has it.
+#[tokio::test]
+async fn acknowledged_messages_survive_the_end_of_the_process() {
+    use fieldline_contracts::{History, Query, SystemClock};
+    use fieldline_mdb::{Mdb, MdbConfig};
+    use fieldline_model::Series;
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Arc::new(SystemClock);
+    let (live, copy) = (directory.path().join("live"), directory.path().join("copy"));
+    let store: Arc<dyn History> =
+        Arc::new(Mdb::open(&live, MdbConfig::default(), clock.clone()).unwrap());
+    let server = Server::over(MqttConfig::default(), None, Some(store)).await;
+    let tenant = server.tenant("a").await;
+    let topic = format!("ingest/{}", tenant.device.ident);
+    let mut wire = Wire::join(&server, false, "c", &tenant.token).await;
+    let mut ids = vec![];
+    for n in 0..300 {
+        ids.push(wire.publish(&topic, &format!(r#"{{"n":{n}}}"#), 0x02, &[]).await.unwrap());
+    }
+    for id in ids {
+        assert_eq!(wire.puback(id).await, 0);
+    }
+    let copied = std::process::Command::new("cp").arg("-r").arg(&live).arg(&copy).status();
+    assert!(copied.unwrap().success());
+    let opened = Mdb::open(&copy, MdbConfig::default(), clock).unwrap();
+    let series = Series::messages(tenant.account, tenant.device.id);
+    let read = opened.read(&Query::oldest(series, 1_000)).await.unwrap();
+    let numbers: Vec<i64> =
+        read.iter().map(|m| m.params().get("n").unwrap().as_i64().unwrap()).collect();
+    assert_eq!(numbers, (0..300).collect::<Vec<i64>>());
 }

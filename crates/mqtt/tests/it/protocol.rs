@@ -6,7 +6,7 @@ use fieldline_model::{Decimal, EventKind, Series, Value};
 use fieldline_mqtt::MqttConfig;
 use mqtt_protocol_core::mqtt::packet::{Property, v5_0};
 
-use crate::harness::{Server, wait_for};
+use crate::harness::Server;
 use crate::wire::{Hello, Wire, packet, text};
 
 #[tokio::test]
@@ -21,11 +21,7 @@ async fn connack_says_what_is_offered() {
     let (connack, used) = v5_0::Connack::parse(&body).unwrap();
     assert_eq!(used, body.len());
     let props = connack.props();
-    let text = format!("{props:?}");
-    let has = |wanted: &str| assert!(text.contains(wanted), "{wanted} is not in {text}");
-    for property in ["AssignedClientIdentifier", "SharedSubscriptionAvailable"] {
-        has(property);
-    }
+    assert_eq!(props.len(), 8);
     for property in props {
         match property {
             Property::SessionExpiryInterval(p) => assert_eq!(p.val(), 0),
@@ -121,7 +117,7 @@ async fn the_newest_connection_of_a_client_id_wins_in_its_account_only() {
     }
 }
 
-#[tokio::test(start_paused = false)]
+#[tokio::test]
 async fn silence_beyond_the_keep_alive_ends_the_connection() {
     let server = Server::start().await;
     let tenant = server.tenant("a").await;
@@ -258,6 +254,35 @@ async fn last_values_come_on_subscribing_and_then_live() {
         assert!(!got.retain, "live values are not marked as retained");
         assert!(got.payload.starts_with(r#"{"value":3,"timestamp":""#), "{}", got.payload);
     }
+}
+
+#[tokio::test]
+async fn last_values_are_made_good_when_the_bus_was_too_fast() {
+    let server = Server::start().await;
+    let tenant = server.tenant("a").await;
+    let (account, device) = (tenant.account, tenant.device.id);
+    let mut wire = Wire::join(&server, true, "c", &tenant.token).await;
+    wire.subscribe("state/#", 0).await;
+    server.say(account, device, &[("x", Value::Int(1))]).await;
+    assert!(wire.message().await.payload.starts_with(r#"{"value":1,"#));
+    // More at once than the bus holds for its slowest subscriber: the change is lost in it.
+    let platform = &server.services.platform;
+    let noise = fieldline_contracts::BusItem::Log {
+        kind: fieldline_model::SeriesKind::DeviceLog,
+        object: device.0,
+        lines: [].into(),
+    };
+    let stored = fieldline_model::Stored::read_back(
+        Series::messages(account, device),
+        server.services.ingest.now(),
+        server.services.ingest.now(),
+        fieldline_ingest::own_params([("x", Value::Int(2))]),
+        Default::default(),
+    );
+    platform.state.apply(&[stored]).await;
+    platform.bus.publish(account, vec![noise; 40_000]).await;
+    let got = wire.message().await;
+    assert!(got.retain && got.payload.starts_with(r#"{"value":2,"#), "{got:?}");
 }
 
 #[tokio::test]
@@ -497,5 +522,4 @@ async fn a_slow_handshake_and_a_slow_packet_end() {
     let mut wire = Wire::join(&server, true, "c", &tenant.token).await;
     wire.send(&[0x30, 10, 0]).await;
     assert_eq!(wire.closed().await, Some(0x82));
-    wait_for("the session to end", || std::sync::Arc::strong_count(&server.history) > 0).await;
 }
