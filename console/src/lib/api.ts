@@ -376,7 +376,8 @@ export const api = {
     messages: (device: string, q: Range & { fields?: string }, signal?: AbortSignal) =>
       get<Page<Message>>(`/devices/${id(device)}/messages`, { ...q }, signal),
     log: (device: string, q: Range) => get<Page<LogLine>>(`/devices/${id(device)}/log`, { ...q }),
-    commands: (device: string, q: Range = {}) => get<Page<Command>>(`/devices/${id(device)}/commands`, { ...q }),
+    /** Newest first. */
+    commands: (device: string, limit: number) => get<Page<Command>>(`/devices/${id(device)}/commands`, { limit }),
     send: (device: string, name: string, params: Record<string, Json>, ttl_s: number) =>
       post<Command>(`/devices/${id(device)}/commands`, { name, params, ttl_s }),
   },

@@ -70,8 +70,16 @@ class App {
     setInterval(() => {
       this.now = Date.now();
     }, 1000);
+    let losses = 0;
     socket.onStatus((status) => {
       this.link = status;
+      if (status === 'open') losses = 0;
+      // A feed that is refused again and again may mean that the session has ended: that is asked by HTTP, which can say so.
+      if (status === 'lost' && ++losses % 3 === 2) {
+        api.auth.me().catch((error: unknown) => {
+          if (error instanceof ApiError && error.status === 401 && this.me) this.signedOut();
+        });
+      }
     });
     // A server that restarted asks to sign in again with 401; one that is away is tried by the socket.
     void this.load();

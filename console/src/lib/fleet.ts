@@ -28,6 +28,11 @@ export const POSITION = ['position.latitude', 'position.longitude', 'position.di
 /** Moving from this speed on, in km/h: below it a tracker that stands may drift. */
 export const MOVING_KMH = 3;
 
+/** Most parameters that the server gives for a whole fleet at once. */
+export const WANTED_MAX = 32;
+
+const LAGGED_RELOAD_MS = 10_000;
+
 export type Changes = { rows: Set<Row>; structure: boolean };
 type Listener = (changes: Changes) => void;
 
@@ -62,6 +67,7 @@ export class Fleet {
   private generation = 0;
   private statusOff: (() => void) | undefined;
   private lost = false;
+  private again: ReturnType<typeof setTimeout> | undefined;
 
   constructor(
     private readonly socket: Socket,
@@ -110,7 +116,7 @@ export class Fleet {
   want(params: Iterable<string>): void {
     let fresh = false;
     for (const param of params) {
-      if (!this.wanted.has(param)) {
+      if (!this.wanted.has(param) && this.wanted.size < WANTED_MAX) {
         this.wanted.add(param);
         fresh = true;
       }
@@ -136,7 +142,7 @@ export class Fleet {
         cursor = page.next;
         this.touchAll();
       } while (cursor);
-      const params = [...this.wanted].join(',');
+      const params = [...this.wanted].slice(0, WANTED_MAX).join(',');
       do {
         const page = await api.state({ params, limit: 5000, cursor });
         if (generation !== this.generation) return;
@@ -235,6 +241,14 @@ export class Fleet {
   }
 
   push(push: Push): void {
+    if (push.type === 'lagged') {
+      // What was dropped is read again, once the rush is over.
+      this.again ??= setTimeout(() => {
+        this.again = undefined;
+        if (this.users > 0 && !this.loading) void this.load();
+      }, LAGGED_RELOAD_MS);
+      return;
+    }
     if (push.type === 'state') {
       this.pushes++;
       const row = this.byId.get(push.device);
