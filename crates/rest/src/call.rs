@@ -72,8 +72,18 @@ impl Call {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
-    /// The body as a `T`; errors name the member.
+    /// The body, an object, as a `T`; errors name the member.
     pub(crate) fn json<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        let value = self.json_any()?;
+        // An array would pass as the members in their order.
+        if self.body.trim_ascii_start().first() != Some(&b'{') {
+            return Err(Problem::invalid("the body must be a JSON object"));
+        }
+        Ok(value)
+    }
+
+    /// The body as a `T`, whatever JSON that is; errors name the member.
+    pub(crate) fn json_any<T: DeserializeOwned>(&self) -> Result<T, Problem> {
         if !self.body.is_empty() {
             let declared = self.header("content-type").unwrap_or("");
             let kind = declared.split(';').next().unwrap_or("").trim().to_ascii_lowercase();

@@ -12,6 +12,7 @@
 //! `fieldline-contracts`, `-model`, `-pvm`, `-runtime`, `-ingest` and `-auth`.
 //! Start reading at [`run`].
 
+mod announce;
 mod api;
 mod app;
 mod call;
@@ -134,6 +135,7 @@ pub async fn run(
     let drain_timeout = config.drain_timeout;
     let places = Arc::new(Semaphore::new(config.connections_max));
     let app = Arc::new(App::new(config, services, shutdown));
+    app.tasks.spawn(announce::changes(Arc::clone(&app)));
     let accepting = listeners
         .into_iter()
         .map(|listener| server::accept(Arc::clone(&app), listener, Arc::clone(&places)));

@@ -98,6 +98,15 @@ impl Feed {
     }
 }
 
+impl Said {
+    fn read(text: &str) -> Result<Self, String> {
+        if !text.trim_start().starts_with('{') {
+            return Err("say a JSON object".to_owned());
+        }
+        serde_json::from_str(text).map_err(|error| error.to_string())
+    }
+}
+
 /// Why a feed ends.
 enum Ended {
     /// The client left, or its connection broke.
@@ -231,9 +240,9 @@ async fn serve(
                 heard = Instant::now();
                 match said {
                     Some(Ok(Message::Text(text))) => {
-                        match serde_json::from_str::<Said>(&text) {
+                        match Said::read(&text) {
                             Ok(said) => subscribe(app, socket, &identity, said, &mut feed).await?,
-                            Err(error) => tell_error(socket, &error.to_string()).await?,
+                            Err(error) => tell_error(socket, &error).await?,
                         }
                     }
                     Some(Ok(Message::Binary(_))) => {
@@ -308,7 +317,7 @@ async fn introduced(
             Ok(Some(Ok(Message::Text(text)))) => text,
             Ok(Some(Ok(_))) => continue,
         };
-        let said = serde_json::from_str::<Said>(&said).ok();
+        let said = Said::read(&said).ok();
         let Some(Said { token: Some(token), .. }) = &said else {
             return Err(ended("say {\"token\": \"flt_…\"} first"));
         };
@@ -497,7 +506,7 @@ mod tests {
 
     #[test]
     fn what_a_client_says_is_read_strictly() {
-        let said = |text: &str| serde_json::from_str::<Said>(text);
+        let said = Said::read;
         said(r#"{"subscribe":["message","state","event","log"],"devices":[],"id":1}"#).unwrap();
         said(r#"{"token":"flt_x"}"#).unwrap();
         for wrong in [

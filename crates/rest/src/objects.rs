@@ -11,7 +11,6 @@ use hyper::header::{HeaderValue, LINK};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 use serde_json::Value as Json;
-use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::call::{Ctx, empty, json_text};
@@ -28,15 +27,6 @@ const SCANNED_MAX: usize = 20_000;
 const CHUNK: usize = 1_000;
 /// How often a change is tried again that another one overtook.
 const TRIES_MAX: usize = 5;
-
-/// An object with its revision.
-#[derive(Serialize, ToSchema)]
-pub(crate) struct Revised<T> {
-    #[serde(flatten)]
-    pub(crate) object: T,
-    /// Counts up with every change; the `ETag`.
-    pub(crate) revision: u64,
-}
 
 /// A page of objects.
 pub(crate) struct Listed<T> {

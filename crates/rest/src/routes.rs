@@ -7,7 +7,6 @@ use crate::api::{
     system, tokens, trails, users,
 };
 use crate::live;
-use crate::objects::Revised;
 use crate::route::{Handler, Param, Route, Shape, delete, get, patch, post, put};
 
 /// Largest body of messages.
@@ -75,17 +74,17 @@ pub(crate) static ROUTES: &[Route] = &[
     get("/api/v1/accounts", signed_in!(accounts::list), "accounts", "List accounts")
         .about("With the scope `root` all, otherwise the caller's own.")
         .query(PAGE)
-        .lists::<Revised<fieldline_model::Account>>(),
+        .lists::<accounts::AccountView>(),
     post("/api/v1/accounts", with!(Root, accounts::create), "accounts", "Create an account")
         .takes::<accounts::AccountInput>()
-        .gives::<Revised<fieldline_model::Account>>()
+        .gives::<accounts::AccountView>()
         .revision(),
     get("/api/v1/accounts/{id}", signed_in!(accounts::read), "accounts", "Read an account")
-        .gives::<Revised<fieldline_model::Account>>()
+        .gives::<accounts::AccountView>()
         .revision(),
     patch("/api/v1/accounts/{id}", with!(Root, accounts::patch), "accounts", "Change an account")
         .takes::<accounts::AccountInput>()
-        .gives::<Revised<fieldline_model::Account>>()
+        .gives::<accounts::AccountView>()
         .revision(),
     delete("/api/v1/accounts/{id}", with!(Root, accounts::delete), "accounts", "Delete an account")
         .about("With everything in it, messages included. It can be done again where it was cut short.")

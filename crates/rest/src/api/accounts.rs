@@ -1,6 +1,6 @@
 //! Accounts: tenants. Managed with the scope `root`; every caller sees its own.
 
-use fieldline_contracts::registry::typed;
+use fieldline_contracts::registry::{Versioned, typed};
 use fieldline_contracts::{Kind, Page, RegistryError, RegistryExt as _, Retention};
 use fieldline_model::object::Labels;
 use fieldline_model::{Account, AccountId, DeviceId, Scope, Timestamp};
@@ -12,11 +12,26 @@ use uuid::Uuid;
 
 use crate::call::{Ctx, empty};
 use crate::objects::{
-    LIMIT_DEFAULT, LIMIT_MAX, Revised, change, check_labels, check_name, check_range, page,
+    LIMIT_DEFAULT, LIMIT_MAX, change, check_labels, check_name, check_range, page,
 };
 use crate::patch::merged;
 use crate::problem::{Problem, missing};
 use crate::route::Answer;
+
+/// An account.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct AccountView {
+    #[serde(flatten)]
+    account: Account,
+    /// Counts up with every change; the `ETag`.
+    revision: u64,
+}
+
+impl AccountView {
+    fn of(found: Versioned<Account>) -> Self {
+        Self { account: found.object, revision: found.revision }
+    }
+}
 
 /// An account to be made, and the members of one that can be changed.
 #[derive(Serialize, Deserialize, ToSchema)]
@@ -62,8 +77,7 @@ impl AccountInput {
 pub(crate) async fn list(ctx: Ctx) -> Answer {
     if !ctx.identity.may(Scope::Root) {
         let own = ctx.load::<Account>(ctx.account().0).await?;
-        let own = Revised { object: own.object, revision: own.revision };
-        return page(&ctx, &[own], None);
+        return page(&ctx, &[AccountView::of(own)], None);
     }
     let limit = ctx.query.limit(LIMIT_DEFAULT, LIMIT_MAX)?;
     let asked = Page { after: ctx.query.after_id()?, ..Page::first(limit) };
@@ -71,8 +85,7 @@ pub(crate) async fn list(ctx: Ctx) -> Answer {
     let next = (found.len() == limit).then(|| found.last().map(|last| last.id.to_string()));
     let mut items = Vec::with_capacity(found.len());
     for record in found {
-        let account = typed::<Account>(record)?;
-        items.push(Revised { object: account.object, revision: account.revision });
+        items.push(AccountView::of(typed::<Account>(record)?));
     }
     page(&ctx, &items, next.flatten())
 }
@@ -93,7 +106,7 @@ pub(crate) async fn create(ctx: Ctx) -> Answer {
     };
     let account = input.onto(blank)?;
     let made = ctx.app.registry().create_object(account.id, &account, &ctx.identity.actor).await?;
-    ctx.object(made.revision, &Revised { object: made.object, revision: made.revision })
+    ctx.object(made.revision, &AccountView::of(made))
 }
 
 /// The account of this path, if the caller may see it: its own, or any with `root`.
@@ -110,7 +123,7 @@ pub(crate) async fn read(ctx: Ctx) -> Answer {
     let id = seen(&ctx)?;
     let found = ctx.app.registry().get_object::<Account>(id, id.0).await?;
     let found = found.ok_or_else(|| missing("account", ctx.segment(0)))?;
-    ctx.object(found.revision, &Revised { object: found.object, revision: found.revision })
+    ctx.object(found.revision, &AccountView::of(found))
 }
 
 /// `PATCH /accounts/{id}`
@@ -118,7 +131,7 @@ pub(crate) async fn patch(ctx: Ctx) -> Answer {
     let id = seen(&ctx)?;
     let body: Json = ctx.json()?;
     let changed = change::<Account>(&ctx, id, id.0, |account, revision| {
-        let view = Revised { object: account.clone(), revision };
+        let view = AccountView { account: account.clone(), revision };
         let input = merged(&AccountInput::of(&account), &view, body.clone())?;
         if !input.enabled && id == ctx.account() {
             return Err(Problem::conflict(
@@ -128,7 +141,7 @@ pub(crate) async fn patch(ctx: Ctx) -> Answer {
         input.onto(account)
     })
     .await?;
-    ctx.object(changed.revision, &Revised { object: changed.object, revision: changed.revision })
+    ctx.object(changed.revision, &AccountView::of(changed))
 }
 
 /// `DELETE /accounts/{id}`: with everything in it.

@@ -325,7 +325,10 @@ pub(crate) async fn patch(ctx: Ctx) -> Answer {
     let body: Json = ctx.json()?;
     let protocols = ctx.app.programs.names(&ctx.app, ctx.account()).await?;
     let wanted = |channel: &Channel, revision: u64| {
-        let seen = crate::objects::Revised { object: channel.clone(), revision };
+        let mut seen = serde_json::to_value(channel).map_err(Problem::fault)?;
+        if let Some(members) = seen.as_object_mut() {
+            members.insert("revision".to_owned(), Json::from(revision));
+        }
         let mut patch = body.clone();
         // The status is never part of a change; a whole object may be sent back.
         if let Some(members) = patch.as_object_mut() {

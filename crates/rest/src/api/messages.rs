@@ -158,7 +158,7 @@ fn write_message(out: &mut String, message: &Stored, fields: &[String]) {
 /// `POST /devices/{id}/messages`
 pub(crate) async fn publish(ctx: Ctx) -> Answer {
     let id = ctx.device_id(0)?;
-    let messages = match ctx.json::<Json>()? {
+    let messages = match ctx.json_any::<Json>()? {
         Json::Array(items) => items,
         one @ Json::Object(_) => vec![one],
         _ => return Err(Problem::invalid("the body is a message, or an array of messages")),

@@ -1,0 +1,11 @@
+//! The API over real sockets.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    missing_docs,
+    unreachable_pub,
+    reason = "a test fails by panicking, and is no library"
+)]
+
+mod support;
+mod tenants;
