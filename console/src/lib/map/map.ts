@@ -65,6 +65,10 @@ export class FieldMap {
   private frame = 0;
   private baseDirty = true;
   private lastFrame = 0;
+  private drawnAt = 0;
+  private later: ReturnType<typeof setTimeout> | undefined;
+  /** Milliseconds between pictures of moving markers; a page that needs the time raises it. */
+  motion_ms = 40;
   private target: View | null = null;
   private velocity: [number, number] = [0, 0];
   private readonly clusterer = new Clusterer();
@@ -122,6 +126,7 @@ export class FieldMap {
   destroy(): void {
     this.destroyed = true;
     cancelAnimationFrame(this.frame);
+    clearTimeout(this.later);
     this.observer.disconnect();
     this.themeObserver.disconnect();
     this.media.removeEventListener('change', this.readPalette);
@@ -174,6 +179,16 @@ export class FieldMap {
   invalidate(): void {
     if (this.frame || this.destroyed) return;
     this.frame = requestAnimationFrame(this.draw);
+  }
+
+  /** Values have changed: drawn soon, not at once. A fleet changes in every frame, and the eye needs no more than this. */
+  invalidateSoon(): void {
+    if (this.frame || this.later || this.destroyed) return;
+    const wait = Math.max(0, this.motion_ms - (performance.now() - this.drawnAt));
+    this.later = setTimeout(() => {
+      this.later = undefined;
+      this.invalidate();
+    }, wait);
   }
 
   private invalidateBase(): void {
@@ -233,13 +248,16 @@ export class FieldMap {
   private readonly draw = (now: number): void => {
     this.frame = 0;
     if (this.destroyed || !this.sized) return;
-    const elapsed = Math.min(64, this.lastFrame ? now - this.lastFrame : 16);
+    const elapsed = Math.min(120, this.lastFrame ? now - this.lastFrame : 16);
     this.lastFrame = now;
     this.animateView(elapsed);
     if (this.baseDirty) this.drawBase(now);
     const unsettled = this.drawTop(elapsed);
-    if (this.target || this.velocity[0] || this.velocity[1] || unsettled || this.baseDirty) {
+    this.drawnAt = performance.now();
+    if (this.target || this.velocity[0] || this.velocity[1] || this.baseDirty) {
       this.frame = requestAnimationFrame(this.draw);
+    } else if (unsettled) {
+      this.invalidateSoon();
     } else {
       this.lastFrame = 0;
     }
