@@ -1,8 +1,10 @@
 //! `cargo xtask test`: every check and test, in order of how soon each can fail.
 
+use std::io::{BufRead as _, BufReader, Read};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use crate::{Failure, codegen, console, packages, root, run, run_in, say, tidy};
+use crate::{Failure, codegen, console, packages, root, run, run_in, say, target, tidy};
 
 type Step = (&'static str, &'static str, fn() -> Result<(), Failure>);
 
@@ -115,7 +117,7 @@ fn vectors_folder() -> Option<std::path::PathBuf> {
 /// Runs the vectors by the program, as a user does.
 fn vectors() -> Result<(), Failure> {
     run("cargo", ["build", "--package", "fieldline", "--locked", "--quiet"])?;
-    let program = crate::target().join("debug/fieldline");
+    let program = target().join("debug/fieldline");
     let program = program.to_string_lossy();
     for protocol in ["protocols/teltonika", "protocols/wialon_ips"] {
         run(&program, ["protocol", "test", protocol])?;
@@ -144,9 +146,59 @@ fn browser() -> Result<(), Failure> {
     packages::ensure(&["chromium"])?;
     console::install()?;
     run("cargo", ["build", "--package", "fieldline", "--locked", "--quiet"])?;
-    let program = crate::target().join("debug/fieldline");
-    let environment = [("FIELDLINE_PROGRAM", program.to_string_lossy().into_owned())];
-    let environment: Vec<(&str, &str)> =
-        environment.iter().map(|(k, v)| (*k, v.as_str())).collect();
-    run_in(&root().join("console"), "npm", ["run", "--silent", "e2e"], &environment)
+    let data = target().join("browser-test");
+    let _absent = std::fs::remove_dir_all(&data);
+    let mut server = Command::new(target().join("debug/fieldline"))
+        .args([
+            "up",
+            "--demo",
+            "--demo-free-ports",
+            "--http",
+            "127.0.0.1:0",
+            "--mqtt",
+            "127.0.0.1:0",
+            "--data",
+        ])
+        .arg(&data)
+        .env_remove("FIELDLINE_ADMIN_TOKEN")
+        .env("RUST_LOG", "warn")
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("cannot start the program: {error}"))?;
+    let output = server.stdout.take().ok_or("the program has no output")?;
+    let result = read_start(output).and_then(|(url, link, token)| {
+        let environment = [
+            ("FIELDLINE_URL", url.as_str()),
+            ("FIELDLINE_LINK", link.as_str()),
+            ("FIELDLINE_TOKEN", token.as_str()),
+        ];
+        run_in(&root().join("console"), "npm", ["run", "--silent", "e2e"], &environment)
+    });
+    let stopped = server.kill().and_then(|()| server.wait());
+    result?;
+    stopped.map_err(|error| format!("cannot stop the program: {error}"))?;
+    let _gone = std::fs::remove_dir_all(&data);
+    Ok(())
+}
+
+/// Address, one-time link and API token of what the first start prints.
+fn read_start(output: impl Read) -> Result<(String, String, String), Failure> {
+    let (mut url, mut link, mut token) = (None, None, None);
+    for line in BufReader::new(output).lines() {
+        let line = line.map_err(|error| format!("reading what the program prints: {error}"))?;
+        let last = line.split_whitespace().last().unwrap_or_default().to_owned();
+        match line.trim_start() {
+            text if text.starts_with("Console") => {
+                url = Some(last.trim_end_matches('/').to_owned())
+            }
+            text if text.starts_with("Sign in") => link = Some(last),
+            text if text.starts_with("API token") => token = Some(last),
+            text if text.starts_with("Data") => break,
+            _ => {}
+        }
+    }
+    url.zip(link)
+        .zip(token)
+        .map(|((url, link), token)| (url, link, token))
+        .ok_or_else(|| "the program did not say where it is".to_owned())
 }

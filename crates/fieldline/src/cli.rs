@@ -51,7 +51,10 @@ pub(crate) struct UpArgs {
     pub(crate) demo: bool,
     /// Devices of the simulated fleet
     #[arg(long, value_name = "N", default_value_t = 40, requires = "demo")]
-    pub(crate) demo_devices: usize,
+    pub(crate) demo_devices: u32,
+    /// Let channels made by --demo take free ports instead of their usual ones
+    #[arg(long, hide = true, requires = "demo")]
+    pub(crate) demo_free_ports: bool,
     /// Address of the API and console [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     pub(crate) http: Option<SocketAddr>,
@@ -165,8 +168,8 @@ pub(crate) enum SimulateCommand {
         protocol: String,
         /// How many
         #[arg(long, value_name = "N", default_value_t = 10)]
-        devices: usize,
-        /// Messages a second of each
+        devices: u32,
+        /// Messages a second of each; 0 for as fast as is acknowledged
         #[arg(long, value_name = "R", default_value_t = 1.0)]
         rate: f64,
         /// Where to connect
@@ -184,6 +187,9 @@ pub(crate) enum SimulateCommand {
         /// Write every acknowledged record to this file
         #[arg(long, value_name = "FILE")]
         journal: Option<PathBuf>,
+        /// How to print the result
+        #[arg(long, value_enum, default_value_t = Output::Table)]
+        output: Output,
     },
 }
 

@@ -180,11 +180,9 @@ impl Config {
                 ),
             );
             check(*connections_max >= 1, "mqtt.connections_max must be at least 1".to_owned());
-            let GatewayConfig { event_loops } = gateway;
-            check(
-                *event_loops <= 256,
-                format!("gateway.event_loops is {event_loops}; at most 256 make sense"),
-            );
+            for error in gateway.clone().validate().err().unwrap_or_default() {
+                check(false, error.to_string());
+            }
             let StoreConfig { log_file_bytes, memory_bytes_max } = store;
             check(
                 *log_file_bytes >= 1 << 20,

@@ -29,16 +29,25 @@ pub(crate) async fn run(args: CtlArgs) -> Result<(), String> {
         }
         CtlCommand::Patch { objects, id, members, json } => {
             let body = body(members, json)?;
-            ask(&client, Method::PATCH, &format!("/{}/{}", path(objects), segment(&id)), Some(&body)).await?
+            ask(
+                &client,
+                Method::PATCH,
+                &format!("/{}/{}", path(objects), segment(&id)),
+                Some(&body),
+            )
+            .await?
         }
         CtlCommand::Delete { objects, id } => {
-            ask(&client, Method::DELETE, &format!("/{}/{}", path(objects), segment(&id)), None).await?;
+            ask(&client, Method::DELETE, &format!("/{}/{}", path(objects), segment(&id)), None)
+                .await?;
             json!({ "deleted": id })
         }
         CtlCommand::Upload { name, file } => {
-            let source = std::fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+            let source = std::fs::read_to_string(&file)
+                .map_err(|error| format!("{}: {error}", file.display()))?;
             let body = json!({ "source": source });
-            ask(&client, Method::PUT, &format!("/protocols/{}", segment(&name)), Some(&body)).await?
+            ask(&client, Method::PUT, &format!("/protocols/{}", segment(&name)), Some(&body))
+                .await?
         }
         CtlCommand::Messages { device, limit } => {
             let path = format!("/devices/{}/messages?reverse=true&limit={limit}", segment(&device));
@@ -61,18 +70,24 @@ pub(crate) async fn run(args: CtlArgs) -> Result<(), String> {
     print(&result, args.output)
 }
 
-async fn ask(client: &Client, method: Method, path: &str, body: Option<&Json>) -> Result<Json, String> {
+async fn ask(
+    client: &Client,
+    method: Method,
+    path: &str,
+    body: Option<&Json>,
+) -> Result<Json, String> {
     client.send(method, &format!("/api/v1{path}"), body).await?.json()
 }
 
 /// All pages of a list.
 async fn list(client: &Client, objects: Objects, filters: &[String]) -> Result<Json, String> {
     let mut items = Vec::new();
-    let mut cursor = None;
+    let mut cursor: Option<String> = None;
     loop {
         let mut query = format!("/{}?limit={PAGE}", path(objects));
         for filter in filters {
-            let (name, value) = filter.split_once('=').ok_or_else(|| format!("`{filter}` is not NAME=VALUE"))?;
+            let (name, value) =
+                filter.split_once('=').ok_or_else(|| format!("`{filter}` is not NAME=VALUE"))?;
             // Writing to a String cannot fail.
             let _written = write!(query, "&{}={}", segment(name), segment(value));
         }
@@ -107,7 +122,9 @@ fn segment(text: &str) -> String {
     let mut out = String::new();
     for byte in text.bytes() {
         match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                out.push(char::from(byte))
+            }
             _ => {
                 let _written = write!(out, "%{byte:02X}");
             }
@@ -124,7 +141,9 @@ fn body(members: Vec<String>, json: Option<String>) -> Result<Json, String> {
     }
     let text = if text == "-" {
         let mut input = String::new();
-        std::io::stdin().read_to_string(&mut input).map_err(|error| format!("standard input: {error}"))?;
+        std::io::stdin()
+            .read_to_string(&mut input)
+            .map_err(|error| format!("standard input: {error}"))?;
         input
     } else {
         text
@@ -136,10 +155,13 @@ fn body(members: Vec<String>, json: Option<String>) -> Result<Json, String> {
 fn pairs(members: Vec<String>) -> Result<Json, String> {
     let mut object = Map::new();
     for member in members {
-        let (name, value) = member.split_once('=').ok_or_else(|| format!("`{member}` is not NAME=VALUE"))?;
+        let (name, value) =
+            member.split_once('=').ok_or_else(|| format!("`{member}` is not NAME=VALUE"))?;
         let value = match serde_json::from_str(value) {
             // Identities are digits, but text all the same.
-            Ok(Json::Number(_)) if matches!(name, "ident" | "text" | "name" | "password") => value.into(),
+            Ok(Json::Number(_)) if matches!(name, "ident" | "text" | "name" | "password") => {
+                value.into()
+            }
             Ok(json) => json,
             Err(_) => value.into(),
         };
@@ -168,11 +190,16 @@ fn cell(value: &Json) -> String {
 fn table(items: &[Json]) -> String {
     let Some(first) = items.first().and_then(Json::as_object) else { return "nothing".to_owned() };
     let hidden = ["account", "created_at", "revision", "source", "settings", "labels"];
-    let columns: Vec<&String> = first.keys().filter(|name| !hidden.contains(&name.as_str())).take(10).collect();
+    let columns: Vec<&String> =
+        first.keys().filter(|name| !hidden.contains(&name.as_str())).take(10).collect();
     let mut rows = vec![columns.iter().map(|name| name.to_uppercase()).collect::<Vec<_>>()];
-    let row = |item: &Json| columns.iter().map(|name| item.get(name.as_str()).map(cell).unwrap_or_default()).collect();
+    let row = |item: &Json| {
+        columns.iter().map(|name| item.get(name.as_str()).map(cell).unwrap_or_default()).collect()
+    };
     rows.extend(items.iter().map(row));
-    let width = |at: usize| rows.iter().filter_map(|row| Some(row.get(at)?.chars().count())).max().unwrap_or(0);
+    let width = |at: usize| {
+        rows.iter().filter_map(|row| Some(row.get(at)?.chars().count())).max().unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..columns.len()).map(width).collect();
     let line = |row: &Vec<String>| {
         let cells = row.iter().zip(&widths).map(|(text, width)| format!("{text:<width$}"));
@@ -188,7 +215,9 @@ fn record(object: &Json) -> String {
     let line = |(name, value): &(&String, &Json)| {
         let text = match value {
             Json::String(text) => text.clone(),
-            Json::Object(_) | Json::Array(_) => serde_json::to_string_pretty(value).unwrap_or_default(),
+            Json::Object(_) | Json::Array(_) => {
+                serde_json::to_string_pretty(value).unwrap_or_default()
+            }
             other => other.to_string(),
         };
         format!("{name:<width$}  {}", text.replace('\n', &format!("\n{:width$}  ", "")))
@@ -204,7 +233,10 @@ mod tests {
     fn pairs_are_json_where_they_can_be() {
         let members = ["ident=356307042441013", "enabled=true", "labels={\"a\":\"b\"}", "note=a=b"];
         let object = pairs(members.map(str::to_owned).to_vec()).unwrap();
-        assert_eq!(object, json!({ "ident": "356307042441013", "enabled": true, "labels": { "a": "b" }, "note": "a=b" }));
+        assert_eq!(
+            object,
+            json!({ "ident": "356307042441013", "enabled": true, "labels": { "a": "b" }, "note": "a=b" })
+        );
         assert!(pairs(vec!["oops".to_owned()]).is_err());
     }
 

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use hyper::Method;
 
 use crate::cli::DoctorArgs;
-use crate::http_client::Client;
 use crate::config::Config;
+use crate::http_client::Client;
 use crate::protocol::print;
 
 /// Less free space than this is a finding.
@@ -42,7 +42,9 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<(), String> {
     match Config::load(args.config.as_deref()) {
         Ok(config) => {
             findings.push(("configuration", Good("can be used".to_owned())));
-            for (name, address) in [("http port", config.http.listen), ("mqtt port", config.mqtt.listen)] {
+            for (name, address) in
+                [("http port", config.http.listen), ("mqtt port", config.mqtt.listen)]
+            {
                 findings.push((name, port(address, is_running)));
             }
         }
@@ -82,10 +84,16 @@ async fn server(args: &DoctorArgs) -> Finding {
 
 fn port(address: SocketAddr, is_running: bool) -> Finding {
     match TcpListener::bind(address) {
-        Ok(_) if is_running => Weak(format!("nothing listens on {address}, though a server runs: it has another configuration")),
+        Ok(_) if is_running => Weak(format!(
+            "nothing listens on {address}, though a server runs: it has another configuration"
+        )),
         Ok(_) => Good(format!("{address} is free")),
-        Err(_) if is_running => Good(format!("{address} is in use, by the running server as it seems")),
-        Err(error) => Bad(format!("cannot listen on {address}: {error}; stop what uses it or set another address")),
+        Err(_) if is_running => {
+            Good(format!("{address} is in use, by the running server as it seems"))
+        }
+        Err(error) => Bad(format!(
+            "cannot listen on {address}: {error}; stop what uses it or set another address"
+        )),
     }
 }
 
@@ -95,12 +103,19 @@ fn data_lock(data: &Path) -> Finding {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Good(format!("`{}` is new: the first start creates it", data.display()));
         }
-        Err(error) => return Bad(format!("cannot open `{}`: {error}", data.join("lock").display())),
+        Err(error) => {
+            return Bad(format!("cannot open `{}`: {error}", data.join("lock").display()));
+        }
     };
     match lock.try_lock_shared() {
         Ok(()) => Good(format!("`{}` is not in use", data.display())),
-        Err(TryLockError::WouldBlock) => Good(format!("`{}` is used by a running Fieldline", data.display())),
-        Err(TryLockError::Error(error)) => Bad(format!("cannot lock `{}`: {error}; network file systems often cannot", data.display())),
+        Err(TryLockError::WouldBlock) => {
+            Good(format!("`{}` is used by a running Fieldline", data.display()))
+        }
+        Err(TryLockError::Error(error)) => Bad(format!(
+            "cannot lock `{}`: {error}; network file systems often cannot",
+            data.display()
+        )),
     }
 }
 
@@ -117,7 +132,9 @@ fn space(data: &Path) -> Finding {
             let free = stat.f_bavail.saturating_mul(stat.f_frsize);
             let text = format!("{} MiB free", free >> 20);
             if free < FREE_BYTES_MIN {
-                Weak(format!("{text}; messages are refused when it is gone: set storage_bytes_max on accounts, or add space"))
+                Weak(format!(
+                    "{text}; messages are refused when it is gone: set storage_bytes_max on accounts, or add space"
+                ))
             } else {
                 Good(text)
             }
@@ -141,7 +158,9 @@ fn sync_time(data: &Path) -> Finding {
     let result = timed();
     let _gone_already = std::fs::remove_file(&path);
     match result {
-        Ok(each) if each > SYNC_MAX => Weak(format!("{each:.1?} a sync: devices wait at least that long for each acknowledgement")),
+        Ok(each) if each > SYNC_MAX => Weak(format!(
+            "{each:.1?} a sync: devices wait at least that long for each acknowledgement"
+        )),
         Ok(each) => Good(format!("{each:.1?} a sync")),
         Err(error) => Bad(format!("cannot write to `{}`: {error}", path.display())),
     }
@@ -150,16 +169,21 @@ fn sync_time(data: &Path) -> Finding {
 fn open_files() -> Finding {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     match limit {
-        Some(limit) if limit < OPEN_FILES_MIN => Weak(format!("at most {limit}, so fewer devices than that can connect; raise it with `ulimit -n {OPEN_FILES_MIN}` or LimitNOFILE")),
+        Some(limit) if limit < OPEN_FILES_MIN => Weak(format!(
+            "at most {limit}, so fewer devices than that can connect; raise it with `ulimit -n {OPEN_FILES_MIN}` or LimitNOFILE"
+        )),
         Some(limit) => Good(format!("at most {limit}")),
         None => Good("no limit".to_owned()),
     }
 }
 
 fn crashes(data: &Path) -> Finding {
-    let reports = std::fs::read_dir(data.join("crash")).map(|entries| entries.filter_map(|e| Some(e.ok()?.path())).collect::<Vec<_>>());
+    let reports = std::fs::read_dir(data.join("crash"))
+        .map(|entries| entries.filter_map(|e| Some(e.ok()?.path())).collect::<Vec<_>>());
     match reports.unwrap_or_default().iter().max() {
-        Some(newest) => Weak(format!("the worker has died; the newest report is `{}`", newest.display())),
+        Some(newest) => {
+            Weak(format!("the worker has died; the newest report is `{}`", newest.display()))
+        }
         None => Good("none on record".to_owned()),
     }
 }

@@ -20,7 +20,8 @@ pub(crate) fn run(document: Document) -> Result<(), String> {
 
 /// Help of every command, as Markdown.
 fn command_line() -> String {
-    let mut out = "# The command line\n\nGenerated from the program: `cargo xtask codegen`.\n".to_owned();
+    let mut out =
+        "# The command line\n\nGenerated from the program: `cargo xtask codegen`.\n".to_owned();
     help(&Cli::command(), "", 2, &mut out);
     out
 }
@@ -30,8 +31,15 @@ fn help(command: &clap::Command, parents: &str, depth: usize, out: &mut String) 
     let text = command.clone().bin_name(&name).term_width(100).render_long_help().to_string();
     let text: Vec<&str> = text.lines().map(str::trim_end).collect();
     // Writing to a String cannot fail.
-    let _written = writeln!(out, "\n{} `{name}`\n\n```text\n{}\n```", "#".repeat(depth), text.join("\n").trim());
-    for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help") {
+    let _written = writeln!(
+        out,
+        "\n{} `{name}`\n\n```text\n{}\n```",
+        "#".repeat(depth),
+        text.join("\n").trim()
+    );
+    for sub in
+        command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help")
+    {
         help(sub, &format!("{name} "), (depth + 1).min(4), out);
     }
 }
@@ -39,7 +47,8 @@ fn help(command: &clap::Command, parents: &str, depth: usize, out: &mut String) 
 fn close_codes() -> String {
     let mut out = "# Close codes\n\nWhy a device's connection ended: `close.code` and `close.name` in logs, `code` of the metric\n`gateway_connections_closed_total`. Generated from the program: `cargo xtask codegen`.\n\n| code | name | meaning |\n|---|---|---|\n".to_owned();
     for code in CloseCode::ALL {
-        let _written = writeln!(out, "| {} | `{}` | {} |", code.number(), code.name(), code.description());
+        let _written =
+            writeln!(out, "| {} | `{}` | {} |", code.number(), code.name(), code.description());
     }
     out
 }
@@ -57,7 +66,8 @@ fn parameters() -> String {
             ParamKind::Json => ("json", String::new()),
         };
         let unit = if spec.unit.is_empty() { String::new() } else { format!("`{}`", spec.unit) };
-        let _written = writeln!(out, "| `{}` | {kind} | {size} | {unit} | {} |", spec.name, spec.description);
+        let _written =
+            writeln!(out, "| `{}` | {kind} | {size} | {unit} | {} |", spec.name, spec.description);
     }
     out
 }

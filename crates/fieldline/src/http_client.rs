@@ -45,7 +45,8 @@ impl Answer {
         if self.status.is_success() {
             return Ok(json);
         }
-        let text = |name: &str| json.get(name).and_then(Json::as_str).unwrap_or_default().to_owned();
+        let text =
+            |name: &str| json.get(name).and_then(Json::as_str).unwrap_or_default().to_owned();
         let mut problem = format!("{} {}", self.status, text("title"));
         for part in [text("detail"), errors(&json)] {
             if !part.is_empty() {
@@ -61,8 +62,11 @@ impl Answer {
 fn errors(json: &Json) -> String {
     let list = json.get("errors").and_then(Json::as_array).map(Vec::as_slice).unwrap_or_default();
     let line = |error: &Json| {
-        let text = |name: &str| error.get(name).map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned));
-        let place = text("line").zip(text("column")).map(|(line, column)| format!("{line}:{column}: "));
+        let text = |name: &str| {
+            error.get(name).map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
+        };
+        let place =
+            text("line").zip(text("column")).map(|(line, column)| format!("{line}:{column}: "));
         format!("\n  {}{}", place.unwrap_or_default(), text("message").unwrap_or_default())
     };
     list.iter().map(line).collect()
@@ -71,9 +75,12 @@ fn errors(json: &Json) -> String {
 impl Client {
     /// A client of the server at `url`, trusting the system's authorities and those in `ca`.
     pub(crate) fn new(url: &str, token: Option<String>, ca: Option<&Path>) -> Result<Self, String> {
-        let base: Uri = url.parse().map_err(|error| format!("`{url}` is not an address: {error}"))?;
+        let base: Uri =
+            url.parse().map_err(|error| format!("`{url}` is not an address: {error}"))?;
         if !matches!(base.scheme_str(), Some("http" | "https")) || base.host().is_none() {
-            return Err(format!("`{url}` is not an address: expected http://HOST:PORT or https://HOST:PORT"));
+            return Err(format!(
+                "`{url}` is not an address: expected http://HOST:PORT or https://HOST:PORT"
+            ));
         }
         let mut roots = RootCertStore::empty();
         if base.scheme_str() == Some("https") {
@@ -89,16 +96,27 @@ impl Client {
     }
 
     /// Sends a request and reads the whole answer.
-    pub(crate) async fn send(&self, method: Method, path: &str, body: Option<&Json>) -> Result<Answer, String> {
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Json>,
+    ) -> Result<Answer, String> {
         let sent = tokio::time::timeout(TIMEOUT, self.exchange(method, path, body)).await;
         sent.unwrap_or_else(|_| Err(format!("{} did not answer within {TIMEOUT:?}", self.base)))
     }
 
-    async fn exchange(&self, method: Method, path: &str, body: Option<&Json>) -> Result<Answer, String> {
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Json>,
+    ) -> Result<Answer, String> {
         let host = self.base.host().unwrap_or_default();
         let https = self.base.scheme_str() == Some("https");
         let port = self.base.port_u16().unwrap_or(if https { 443 } else { 80 });
-        let mut request = Request::builder().method(method).uri(path).header(HOST, format!("{host}:{port}"));
+        let mut request =
+            Request::builder().method(method).uri(path).header(HOST, format!("{host}:{port}"));
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, format!("Bearer {token}"));
         }
@@ -109,9 +127,13 @@ impl Client {
             }
             None => Bytes::new(),
         };
-        let request = request.body(Full::new(bytes)).map_err(|error| format!("`{path}`: {error}"))?;
+        let request =
+            request.body(Full::new(bytes)).map_err(|error| format!("`{path}`: {error}"))?;
         let unreachable = |error: &dyn std::fmt::Display| {
-            format!("cannot reach {}: {error}; is the server running, and is this its address?", self.base)
+            format!(
+                "cannot reach {}: {error}; is the server running, and is this its address?",
+                self.base
+            )
         };
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let address = (bare, port)
@@ -127,7 +149,8 @@ impl Client {
                 .map_err(|error| unreachable(&error))?
                 .with_root_certificates(Arc::clone(&self.roots))
                 .with_no_client_auth();
-            let name = ServerName::try_from(bare.to_owned()).map_err(|error| unreachable(&error))?;
+            let name =
+                ServerName::try_from(bare.to_owned()).map_err(|error| unreachable(&error))?;
             let stream = tokio_rustls::TlsConnector::from(Arc::new(config))
                 .connect(name, stream)
                 .await
@@ -147,7 +170,10 @@ impl Client {
     }
 }
 
-async fn request_over<IO>(io: IO, request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>>
+async fn request_over<IO>(
+    io: IO,
+    request: Request<Full<Bytes>>,
+) -> hyper::Result<Response<Incoming>>
 where
     IO: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {

@@ -2,16 +2,16 @@
 
 mod cli;
 mod config;
-mod up;
-mod worker;
+mod ctl;
 mod demo;
+mod doctor;
+mod generate;
+mod http_client;
 mod protocol;
 mod sessions;
 mod simulate;
-mod ctl;
-mod doctor;
-mod http_client;
-mod generate;
+mod up;
+mod worker;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Up(args) => return up::run(args),
         Command::Protocol(command) => protocol::run(command),
-        Command::Simulate(command) => simulate::run(command),
+        Command::Simulate(command) => block_on(simulate::run(command)),
         Command::Ctl(args) => block_on(ctl::run(args)),
         Command::Doctor(args) => block_on(doctor::run(args)),
         Command::Generate { document } => generate::run(document),

@@ -26,7 +26,11 @@ pub(crate) fn run(command: ProtocolCommand) -> Result<(), String> {
                     wrong.push(file.display().to_string());
                 }
             }
-            if wrong.is_empty() { Ok(()) } else { Err(format!("not in the standard layout: {}", wrong.join(", "))) }
+            if wrong.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("not in the standard layout: {}", wrong.join(", ")))
+            }
         }
         ProtocolCommand::Decode(args) => decode(&args, false),
         ProtocolCommand::Trace(args) => decode(&args, true),
@@ -37,16 +41,19 @@ pub(crate) fn run(command: ProtocolCommand) -> Result<(), String> {
 
 /// Prints text and a line end, and fails where nobody reads it.
 pub(crate) fn print(text: &str) -> Result<(), String> {
-    writeln!(std::io::stdout(), "{}", text.trim_end()).map_err(|error| format!("standard output: {error}"))
+    writeln!(std::io::stdout(), "{}", text.trim_end())
+        .map_err(|error| format!("standard output: {error}"))
 }
 
 fn list() -> Result<(), String> {
     let mut out = String::new();
     for (name, _) in library::built_in() {
         let program = load(name)?;
-        let transports: Vec<String> = program.transports().iter().map(|t| format!("{t:?}").to_lowercase()).collect();
+        let transports: Vec<String> =
+            program.transports().iter().map(|t| format!("{t:?}").to_lowercase()).collect();
         // Writing to a String cannot fail.
-        let _written = writeln!(out, "{name:<16} {:<10} {}", transports.join(","), program.description());
+        let _written =
+            writeln!(out, "{name:<16} {:<10} {}", transports.join(","), program.description());
     }
     print(&out)
 }
@@ -62,13 +69,18 @@ fn check(protocols: &[String]) -> Result<(), String> {
             }
         }
     }
-    if wrong == 0 { Ok(()) } else { Err(format!("{wrong} of {} cannot be compiled", protocols.len())) }
+    if wrong == 0 {
+        Ok(())
+    } else {
+        Err(format!("{wrong} of {} cannot be compiled", protocols.len()))
+    }
 }
 
 /// Formats a file; with `only_check` says whether it is formatted.
 fn format_file(file: &Path, only_check: bool) -> Result<bool, String> {
     let source = read(file)?;
-    let formatted = fieldline_pvm::format(&source).map_err(|error| format!("{}:\n{error}", file.display()))?;
+    let formatted =
+        fieldline_pvm::format(&source).map_err(|error| format!("{}:\n{error}", file.display()))?;
     if source == formatted || only_check {
         return Ok(source == formatted);
     }
@@ -103,7 +115,9 @@ fn load(protocol: &str) -> Result<Arc<Program>, String> {
 /// Settings of `NAME` and `NAME=VALUE` arguments.
 fn settings(args: &[String]) -> BTreeMap<String, Json> {
     let pair = |arg: &String| match arg.split_once('=') {
-        Some((name, value)) => (name.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| value.into())),
+        Some((name, value)) => {
+            (name.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| value.into()))
+        }
         None => (arg.clone(), Json::Bool(true)),
     };
     args.iter().map(pair).collect()
@@ -115,7 +129,9 @@ fn decode(args: &DecodeArgs, trace: bool) -> Result<(), String> {
         Some(hex) => hex.clone(),
         None => {
             let mut input = String::new();
-            std::io::stdin().read_to_string(&mut input).map_err(|error| format!("standard input: {error}"))?;
+            std::io::stdin()
+                .read_to_string(&mut input)
+                .map_err(|error| format!("standard input: {error}"))?;
             input
         }
     };
@@ -155,15 +171,25 @@ fn decode(args: &DecodeArgs, trace: bool) -> Result<(), String> {
 
 /// A frame as JSON.
 fn frame_json(frame: &Frame) -> Json {
-    let messages: Vec<Json> = frame.messages.iter().map(|message| {
-        let mut object = serde_json::Map::new();
-        if let Some(at) = message.timestamp {
-            object.insert("timestamp".to_owned(), at.to_string().into());
-        }
-        object.extend(message.params.iter().map(|(name, value)| (name.as_str().to_owned(), value.to_json())));
-        Json::Object(object)
-    }).collect();
-    let replies: Vec<String> = frame.replies.iter().map(|reply| value::to_hex(&reply.bytes)).collect();
+    let messages: Vec<Json> = frame
+        .messages
+        .iter()
+        .map(|message| {
+            let mut object = serde_json::Map::new();
+            if let Some(at) = message.timestamp {
+                object.insert("timestamp".to_owned(), at.to_string().into());
+            }
+            object.extend(
+                message
+                    .params
+                    .iter()
+                    .map(|(name, value)| (name.as_str().to_owned(), value.to_json())),
+            );
+            Json::Object(object)
+        })
+        .collect();
+    let replies: Vec<String> =
+        frame.replies.iter().map(|reply| value::to_hex(&reply.bytes)).collect();
     json!({
         "ident": frame.ident.as_deref(),
         "bytes": frame.bytes.len(),
@@ -177,7 +203,8 @@ fn frame_json(frame: &Frame) -> Json {
 
 /// A frame's fields, one a line: place, bytes, name and value.
 fn frame_trace(frame: &Frame) -> String {
-    let mut out = format!("frame of {} bytes, {} messages\n", frame.bytes.len(), frame.messages.len());
+    let mut out =
+        format!("frame of {} bytes, {} messages\n", frame.bytes.len(), frame.messages.len());
     for field in &frame.fields {
         let bytes = frame.bytes.get(field.start..field.end).unwrap_or_default();
         let shown = value::to_hex(bytes.get(..bytes.len().min(12)).unwrap_or_default());
@@ -190,7 +217,14 @@ fn frame_trace(frame: &Frame) -> String {
         }
         let note = field.note.as_ref().map(|note| format!("   ! {note}")).unwrap_or_default();
         // Writing to a String cannot fail.
-        let _written = writeln!(out, "{:>6}..{:<6} {:<26} {message}{} = {text}{note}", field.start, field.end, shown + more, field.name);
+        let _written = writeln!(
+            out,
+            "{:>6}..{:<6} {:<26} {message}{} = {text}{note}",
+            field.start,
+            field.end,
+            shown + more,
+            field.name
+        );
     }
     for reply in &frame.replies {
         let _written = writeln!(out, "reply {}", value::to_hex(&reply.bytes));
@@ -232,7 +266,10 @@ fn test(args: &TestArgs) -> Result<(), String> {
         add(sessions::run(&read(file)?, &args.protocols)?);
     }
     if args.vectors.is_empty() && args.sessions.is_empty() && args.folders.is_empty() {
-        return Err("nothing to test: give folders of protocols, --vectors FILE or --sessions FILE".to_owned());
+        return Err(
+            "nothing to test: give folders of protocols, --vectors FILE or --sessions FILE"
+                .to_owned(),
+        );
     }
     print(&total.to_string())?;
     if total.failed == 0 { Ok(()) } else { Err(format!("{} failed", total.failed)) }

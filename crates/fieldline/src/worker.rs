@@ -7,29 +7,36 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use fieldline_auth::{Auth, Bootstrap};
+use fieldline_contracts::registry::typed;
 use fieldline_contracts::{
-    Clock, Kind, MemoryBus, MemoryState, Page, Platform, Retention, State as _, SystemClock,
+    Clock, History, Kind, MemoryBus, MemoryState, Page, Platform, Registry, Retention, State,
+    SystemClock,
 };
-use fieldline_gateway::{Gateway, GatewayConfig};
+use fieldline_gateway::Gateway;
 use fieldline_ingest::Ingest;
 use fieldline_mdb::{Mdb, MdbConfig};
-use fieldline_model::{Account, DeviceId, SeriesKind};
+use fieldline_model::{Account, DeviceId, ParamName, Series, SeriesKind, Timestamp, Value};
+use fieldline_mqtt::MqttConfig;
+use fieldline_rest::{RestConfig, RestListener, SystemInfo};
 use fieldline_router::LocalCommands;
 use fieldline_runtime::telemetry::{self, MetricsPage};
 use fieldline_runtime::tls::{ReloadingTls, TlsFiles};
-use fieldline_runtime::{Config, DataDir, crash, shutdown as signals, supervise};
+use fieldline_runtime::{DataDir, crash, shutdown as signals, supervise};
 use fieldline_sqlite::SqliteRegistry;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::UpArgs;
-use crate::demo;
+use crate::config::Config;
+use crate::demo::Demo;
 
 /// How long to wait for a worker before us to let go of the data directory.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How often what is beyond retention is looked for.
 const RETAIN_EVERY: Duration = Duration::from_secs(10 * 60);
+/// How long to wait for channels before saying that all is ready.
+const READY_WAIT: Duration = Duration::from_secs(10);
 /// How often expired commands are looked for.
 const EXPIRE_EVERY: Duration = Duration::from_secs(1);
 /// Stack of a service's thread: futures live on the heap, calls are shallow.
@@ -65,36 +72,377 @@ fn setup(error: impl std::fmt::Display) -> Failure {
     Failure::Setup(error.to_string())
 }
 
-async fn serve(args: UpArgs, config: Config, metrics: MetricsPage, began: Instant) -> Result<(), Failure> {
+/// Everything that runs, and how to stop it.
+struct Running {
+    services: Vec<Service>,
+    stop: CancellationToken,
+}
+
+async fn serve(
+    args: UpArgs,
+    config: Config,
+    metrics: MetricsPage,
+    began: Instant,
+) -> Result<(), Failure> {
     let data = DataDir::open(&args.data, PATIENCE).map_err(setup)?;
-    let (http, http_tls) = http_listener(&config).await?;
-    let mqtt_listeners = mqtt_listeners(&config).await?;
-    let mqtt_address = local(&mqtt_listeners.first().map(|l| l.listener.local_addr()));
+    // Bound first: a port in use ends the start before anything is touched.
+    let (http, http_address) = http_listener(&config).await?;
+    let (mqtt, mqtt_addresses) = mqtt_listeners(&config).await?;
 
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let registry = Arc::new(SqliteRegistry::open(&data.join("registry.db"), Arc::clone(&clock)).map_err(setup)?);
-    let history = Arc::new(Mdb::open(&data.join("messages"), store_config(&config), Arc::clone(&clock)).map_err(setup)?);
-    let state = Arc::new(MemoryState::new());
-    rebuild(&*history, &state).await?;
-    let commands = LocalCommands::new(registry.clone(), Arc::clone(&clock));
+    let registry: Arc<dyn Registry> = Arc::new(
+        SqliteRegistry::open(&data.join("registry.db"), Arc::clone(&clock)).map_err(setup)?,
+    );
+    let history: Arc<dyn History> = Arc::new(
+        Mdb::open(data.join("messages"), store_config(&config), Arc::clone(&clock))
+            .map_err(setup)?,
+    );
+    let state: Arc<dyn State> = Arc::new(MemoryState::new());
+    rebuild(&*history, &*state).await?;
+    let commands = LocalCommands::new(Arc::clone(&registry), Arc::clone(&clock));
     let platform = Platform {
         registry,
         history,
         state,
         bus: Arc::new(MemoryBus::new()),
         commands: Arc::new(commands.clone()),
-        clock: Arc::clone(&clock),
+        clock,
     };
     let ingest = Ingest::new(platform.clone());
     let events = ingest.clone();
     commands.set_events(move |event| events.event_soon(event));
     commands.recover().await.map_err(|error| Failure::Running(error.to_string()))?;
-    let auth = Auth::new(platform.registry.clone(), Arc::clone(&clock));
+    let auth = Auth::new(Arc::clone(&platform.registry), Arc::clone(&platform.clock));
     let bootstrap = auth.bootstrap(args.admin_token.clone()).await.map_err(setup)?;
+    let demo = if args.demo {
+        Some(Demo::prepare(&platform, &args).await.map_err(Failure::Running)?)
+    } else {
+        None
+    };
 
     let stop = CancellationToken::new();
-    tokio::spawn(wait_for_end(args.worker, stop.clone()));
-    todo_wire(&args, began);
-    let _ = (http, http_tls, mqtt_address, metrics, bootstrap, stop, ingest, auth, data);
+    tokio::spawn(end_on_signal(args.worker, stop.clone()));
+    let gateway = Gateway::new(config.gateway.clone(), ingest.clone());
+    let mut listeners = vec![("http".to_owned(), http_address.to_string())];
+    listeners.extend(
+        mqtt_addresses.iter().map(|(name, address)| ((*name).to_owned(), address.to_string())),
+    );
+    let services = fieldline_rest::Services {
+        platform: platform.clone(),
+        ingest: ingest.clone(),
+        auth: auth.clone(),
+        channels: Arc::new(gateway.clone()),
+        metrics,
+        ready: Vec::new(),
+        system: SystemInfo { version: env!("CARGO_PKG_VERSION").to_owned(), listeners },
+    };
+    let mut running = Running { services: Vec::new(), stop: stop.clone() };
+    running.start("gateway", {
+        let gateway = gateway.clone();
+        move |stop| async move {
+            if let Err(error) = fieldline_gateway::run(gateway, stop).await {
+                tracing::error!(%error, "the gateway could not run");
+            }
+        }
+    })?;
+    running.start("mqtt", {
+        let services =
+            fieldline_mqtt::Services { platform: platform.clone(), ingest: ingest.clone(), auth };
+        let config =
+            MqttConfig { connections_max: config.mqtt.connections_max, ..MqttConfig::default() };
+        move |stop| async move {
+            let listeners = mqtt
+                .into_iter()
+                .map(MqttSocket::into_listener)
+                .collect::<std::io::Result<Vec<_>>>();
+            match listeners {
+                Ok(listeners) => {
+                    fieldline_mqtt::run(config, listeners, services, stop).await;
+                }
+                Err(error) => tracing::error!(%error, "the MQTT broker could not run"),
+            }
+        }
+    })?;
+    running.start("http", {
+        let config = RestConfig {
+            requests_per_s_max: config.http.requests_per_s_max,
+            ..RestConfig::default()
+        };
+        move |stop| async move {
+            match TcpListener::from_std(http.0) {
+                Ok(listener) => {
+                    let listeners = vec![RestListener { listener, tls: http.1 }];
+                    fieldline_rest::run(config, listeners, services, stop).await;
+                }
+                Err(error) => tracing::error!(%error, "the API could not run"),
+            }
+        }
+    })?;
+    tokio::spawn(housekeeping(platform.clone()));
+    gateway.ready(READY_WAIT).await;
+    announce(&args, &config, &data, http_address, &mqtt_addresses, bootstrap.as_ref(), began)?;
+    let history = Arc::clone(&platform.history);
+    if let Some(demo) = demo {
+        running.start("demo", move |stop| demo.run(gateway, platform, stop))?;
+    }
+
+    stop.cancelled().await;
+    running.join().await;
+    ingest.flush().await;
+    let closed = history.close().await;
+    closed.map_err(|error| Failure::Running(format!("closing the store: {error}")))?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// A service on a thread of its own.
+struct Service {
+    name: &'static str,
+    thread: JoinHandle<()>,
+}
+
+impl Running {
+    /// Runs `body` on an event loop of its own; it ends when the token given to it is cancelled.
+    fn start<F>(
+        &mut self,
+        name: &'static str,
+        body: impl FnOnce(CancellationToken) -> F + Send + 'static,
+    ) -> Result<(), Failure>
+    where
+        F: Future<Output = ()>,
+    {
+        let failed = |error| Failure::Running(format!("cannot start {name}: {error}"));
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let stop = self.stop.clone();
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn(move || {
+                runtime.block_on(body(stop.clone()));
+                // One service alone is of no use: if it ends by itself, all do.
+                stop.cancel();
+            });
+        self.services.push(Service { name, thread: thread.map_err(failed)? });
+        Ok(())
+    }
+
+    /// Waits for all services; each has a deadline of its own.
+    async fn join(self) {
+        for Service { name, thread } in self.services {
+            let joined = tokio::task::spawn_blocking(move || thread.join()).await;
+            if !matches!(joined, Ok(Ok(()))) {
+                tracing::error!(service = name, "a service ended badly");
+            }
+        }
+    }
+}
+
+/// Cancels `stop` at a signal, or when the master is gone.
+async fn end_on_signal(has_master: bool, stop: CancellationToken) {
+    let signals = tokio::spawn(signals::on_signals(stop.clone()));
+    if has_master {
+        supervise::master_gone().await;
+        stop.cancel();
+    }
+    if let Ok(Err(error)) = signals.await {
+        tracing::error!(%error, "signals cannot be handled");
+    }
+}
+
+type HttpSocket = (std::net::TcpListener, Option<Arc<ReloadingTls>>);
+
+async fn http_listener(config: &Config) -> Result<(HttpSocket, SocketAddr), Failure> {
+    let (listener, address) = bind("http.listen", config.http.listen).await?;
+    let files = config.http.tls_certificate.clone().zip(config.http.tls_key.clone());
+    let tls = load_tls(files, RestListener::PROTOCOLS)?;
+    Ok(((listener, tls), address))
+}
+
+/// A bound socket for MQTT clients.
+struct MqttSocket {
+    listener: std::net::TcpListener,
+    tls: Option<Arc<ReloadingTls>>,
+}
+
+impl MqttSocket {
+    /// Registers the socket with the present runtime.
+    fn into_listener(self) -> std::io::Result<fieldline_mqtt::Listener> {
+        let tls =
+            self.tls.map(|tls| -> fieldline_mqtt::Acceptor { Arc::new(move || tls.acceptor()) });
+        Ok(fieldline_mqtt::Listener { listener: TcpListener::from_std(self.listener)?, tls })
+    }
+}
+
+async fn mqtt_listeners(
+    config: &Config,
+) -> Result<(Vec<MqttSocket>, Vec<(&'static str, SocketAddr)>), Failure> {
+    let (listener, address) = bind("mqtt.listen", config.mqtt.listen).await?;
+    let mut sockets = vec![MqttSocket { listener, tls: None }];
+    let mut addresses = vec![("mqtt", address)];
+    if let Some(wanted) = config.mqtt.listen_tls {
+        let files = config.mqtt.tls_certificate.clone().zip(config.mqtt.tls_key.clone());
+        let tls = load_tls(files, &["mqtt"])?;
+        let (listener, address) = bind("mqtt.listen_tls", wanted).await?;
+        sockets.push(MqttSocket { listener, tls });
+        addresses.push(("mqtts", address));
+    }
+    Ok((sockets, addresses))
+}
+
+fn load_tls(
+    files: Option<(std::path::PathBuf, std::path::PathBuf)>,
+    protocols: &[&str],
+) -> Result<Option<Arc<ReloadingTls>>, Failure> {
+    let load = |(certificate, key)| {
+        ReloadingTls::load(TlsFiles { certificate, key }, protocols).map(Arc::new)
+    };
+    files.map(load).transpose().map_err(setup)
+}
+
+async fn bind(
+    key: &str,
+    address: SocketAddr,
+) -> Result<(std::net::TcpListener, SocketAddr), Failure> {
+    let failed = |error: std::io::Error| {
+        Failure::Setup(format!(
+            "cannot listen on {address} ({key}): {error}; stop what uses it, or set another address"
+        ))
+    };
+    let bound = async {
+        let listener = TcpListener::bind(address).await?;
+        let local = listener.local_addr()?;
+        Ok((listener.into_std()?, local))
+    };
+    bound.await.map_err(failed)
+}
+
+fn store_config(config: &Config) -> MdbConfig {
+    MdbConfig {
+        wal_bytes_max: config.store.log_file_bytes,
+        memtable_bytes_max: config.store.memory_bytes_max,
+        ..MdbConfig::default()
+    }
+}
+
+/// Fills the state with the last values that the store has.
+async fn rebuild(history: &dyn History, state: &dyn State) -> Result<(), Failure> {
+    let mut visit = |series: Series, name: &ParamName, value: &Value, timestamp: Timestamp| {
+        if series.kind == SeriesKind::Message {
+            state.restore(series.account, DeviceId(series.object), name, value, timestamp);
+        }
+    };
+    let rebuilt = history.last_values(&mut visit).await;
+    rebuilt.map_err(|error| Failure::Running(format!("reading last values: {error}")))
+}
+
+/// What goes on beside the services: retention and expiry.
+async fn housekeeping(platform: Platform) {
+    let (mut expire, mut retain) =
+        (tokio::time::interval(EXPIRE_EVERY), tokio::time::interval(RETAIN_EVERY));
+    loop {
+        tokio::select! {
+            _ = expire.tick() => platform.commands.expire().await,
+            _ = retain.tick() => {
+                if let Err(error) = retain_all(&platform).await {
+                    tracing::warn!(error, "messages beyond retention could not be let go of; trying again later");
+                }
+            }
+        }
+    }
+}
+
+async fn retain_all(platform: &Platform) -> Result<(), String> {
+    let mut page = Page::first(1_000);
+    loop {
+        let records = platform
+            .registry
+            .list_everywhere(Kind::Account, &page)
+            .await
+            .map_err(|error| error.to_string())?;
+        let Some(last) = records.last() else { return Ok(()) };
+        page.after = Some(last.id);
+        for record in records {
+            let account = typed::<Account>(record).map_err(|error| error.to_string())?.object;
+            let days = i64::from(account.retention_days) * 24 * 3_600 * 1_000_000;
+            let retention = Retention {
+                account: account.id,
+                before: (days > 0).then(|| platform.clock.now().plus_micros(-days)),
+                bytes_max: (account.storage_bytes_max > 0).then_some(account.storage_bytes_max),
+            };
+            let freed =
+                platform.history.retain(retention).await.map_err(|error| error.to_string())?;
+            if freed > 0 {
+                tracing::info!(account = %account.name, bytes = freed, "messages beyond retention are gone");
+            }
+        }
+    }
+}
+
+/// Writes `run.json`, and tells the person at the terminal where to look.
+fn announce(
+    args: &UpArgs,
+    config: &Config,
+    data: &DataDir,
+    http: SocketAddr,
+    mqtt: &[(&'static str, SocketAddr)],
+    bootstrap: Option<&Bootstrap>,
+    began: Instant,
+) -> Result<(), Failure> {
+    let failed =
+        |error: std::io::Error| Failure::Running(format!("cannot write run.json: {error}"));
+    let scheme = if config.http.tls_certificate.is_some() { "https" } else { "http" };
+    let mut run = json!({
+        "pid": std::process::id(),
+        "version": env!("CARGO_PKG_VERSION"),
+        "started_at": SystemClock.now(),
+        "http": http.to_string(),
+    });
+    for (name, address) in mqtt {
+        if let Some(members) = run.as_object_mut() {
+            members.insert((*name).to_owned(), address.to_string().into());
+        }
+    }
+    // Renamed into place: whoever waits for it never reads half of it.
+    std::fs::write(data.join("run.json.new"), run.to_string()).map_err(failed)?;
+    std::fs::rename(data.join("run.json.new"), data.join("run.json")).map_err(failed)?;
+
+    // Listening on all addresses is reached from here by the loopback one.
+    let host = if http.ip().is_unspecified() {
+        format!("localhost:{}", http.port())
+    } else {
+        http.to_string()
+    };
+    let url = format!("{scheme}://{host}");
+    let mut text = format!(
+        "\nFieldline {} is ready, {:.2} s after its start\n\n",
+        env!("CARGO_PKG_VERSION"),
+        began.elapsed().as_secs_f32()
+    );
+    let mut line = |name: &str, value: String| text.push_str(&format!("  {name:<10} {value}\n"));
+    line("Console", format!("{url}/"));
+    match bootstrap {
+        Some(Bootstrap { link_secret, token }) => {
+            line("Sign in", format!("{url}/#/sign-in?link={link_secret}"));
+            line("", "this link works once, within 15 minutes; then set a password".to_owned());
+            if let Some(token) = token {
+                line("API token", token.clone());
+                line("", "shown this once; keep it, or make others in the console".to_owned());
+            }
+        }
+        None => line("Sign in", "with your name and password, at the console".to_owned()),
+    }
+    for (name, address) in mqtt {
+        line(if *name == "mqtt" { "MQTT" } else { "MQTT, TLS" }, address.to_string());
+    }
+    line("Data", args.data.display().to_string());
+    if args.demo {
+        line(
+            "Demo",
+            format!("{} simulated vehicles; channels on {}", args.demo_devices, args.device),
+        );
+    }
+    // A closed terminal is no reason to stop.
+    let _closed = writeln!(std::io::stdout(), "{text}");
     Ok(())
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use fieldline_contracts::{Clock, SystemClock};
 use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::crash;
@@ -64,19 +64,20 @@ pub async fn run_master(command: WorkerCommand) -> io::Result<i32> {
             .stderr
             .take()
             .map(|stderr| tokio::spawn(copy_lines(stderr, Arc::clone(&last_lines))));
-        let mut stopping = false;
+        // Taken out, since waiting for a child closes the input that it still has.
+        let mut input = worker.stdin.take();
         let status = loop {
             tokio::select! {
                 status = worker.wait() => break status?,
-                _ = terminate.recv() => forward(&mut worker, &mut stopping)?,
-                _ = interrupt.recv() => forward(&mut worker, &mut stopping)?,
+                _ = terminate.recv() => forward(&mut worker, &mut input)?,
+                _ = interrupt.recv() => forward(&mut worker, &mut input)?,
             }
         };
         if let Some(copier) = copier {
             // A grandchild could hold the pipe open; its lines are not waited for.
             let _late = tokio::time::timeout(Duration::from_secs(1), copier).await;
         }
-        if stopping || status.success() || status.code() == Some(EXIT_CONFIGURATION) {
+        if input.is_none() || status.success() || status.code() == Some(EXIT_CONFIGURATION) {
             return Ok(status.code().unwrap_or(1));
         }
         let report =
@@ -107,12 +108,11 @@ fn start(command: &WorkerCommand) -> io::Result<Child> {
 }
 
 /// Passes a signal on: closing the pipe asks for a clean shutdown, the second time the worker is killed.
-fn forward(worker: &mut Child, stopping: &mut bool) -> io::Result<()> {
-    if *stopping {
-        worker.start_kill()?;
+fn forward(worker: &mut Child, input: &mut Option<ChildStdin>) -> io::Result<()> {
+    match input.take() {
+        Some(open) => drop(open),
+        None => worker.start_kill()?,
     }
-    *stopping = true;
-    drop(worker.stdin.take());
     Ok(())
 }
 

@@ -4,12 +4,10 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
-
-use serde_json::Value as Json;
 
 use crate::server::Server;
 
@@ -80,11 +78,15 @@ fn drive(port: u16, ident: &str, acked: &AtomicU64, stop: &AtomicBool) -> std::i
     };
     exchange(format!("#L#{ident};NA\r\n"), "#AL#1\r\n".to_owned())?;
     let body = |seq: u64| {
-        format!("{};5355.0926;N;02732.4099;E;{};90;200;9;1.1;NA;NA;NA;NA;seq:1:{seq}", clock(seq), seq % 90)
+        format!(
+            "{};5355.0926;N;02732.4099;E;{};90;200;9;1.1;NA;NA;NA;NA;seq:1:{seq}",
+            clock(seq),
+            seq % 90
+        )
     };
     while !stop.load(Ordering::Relaxed) {
         let next = acked.load(Ordering::SeqCst) + 1;
-        let count = if next % 3 == 0 { BATCH } else { 1 };
+        let count = if next.is_multiple_of(3) { BATCH } else { 1 };
         if count == 1 {
             exchange(format!("#D#{}\r\n", body(next)), "#AD#1\r\n".to_owned())?;
         } else {
@@ -102,13 +104,18 @@ pub(crate) fn check(server: &Server, acknowledged: &BTreeMap<String, u64>) -> u6
     for (ident, acked) in acknowledged {
         let device = server.device(ident).unwrap_or_else(|| panic!("device {ident} is gone"));
         let messages = server.list(&format!("/api/v1/devices/{device}/messages?fields=seq"));
-        let seqs: Vec<u64> = messages.iter().map(|message| message["seq"].as_u64().unwrap()).collect();
+        let seqs: Vec<u64> =
+            messages.iter().map(|message| message["seq"].as_u64().unwrap()).collect();
         // What was in flight at a kill may be there without having been acknowledged; it was sent again then.
         let expected: Vec<u64> = (1..=(*acked).max(seqs.len() as u64)).collect();
         assert_eq!(seqs, expected, "{ident}: {acked} acknowledged; lost, doubled or out of order");
         assert!(seqs.len() as u64 <= acked + BATCH, "{ident}: more than was in flight");
-        let received: Vec<&str> = messages.iter().map(|m| m["received"].as_str().unwrap()).collect();
-        assert!(received.is_sorted_by_key(|text| jiff_micros(text)), "{ident}: not in order of arrival");
+        let received: Vec<&str> =
+            messages.iter().map(|m| m["received"].as_str().unwrap()).collect();
+        assert!(
+            received.is_sorted_by_key(|text| jiff_micros(text)),
+            "{ident}: not in order of arrival"
+        );
         compared += acked;
     }
     compared
@@ -117,11 +124,4 @@ pub(crate) fn check(server: &Server, acknowledged: &BTreeMap<String, u64>) -> u6
 /// RFC 3339 in UTC as something that sorts: fractions are of different lengths.
 fn jiff_micros(text: &str) -> i64 {
     text.parse::<fieldline_model::Timestamp>().unwrap().as_micros()
-}
-
-/// The newest message of a device, if it has one.
-pub(crate) fn newest(server: &Server, ident: &str) -> Option<Json> {
-    let device = server.device(ident)?;
-    let page = server.ask("GET", &format!("/api/v1/devices/{device}/messages?reverse=true&limit=1"), None);
-    page["items"].get(0).cloned()
 }

@@ -56,14 +56,14 @@ fn a_dead_worker_is_started_again_and_leaves_a_report() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);
     let before = std::fs::read_to_string(data.path().join("run.json")).unwrap();
-    rustix::process::kill_process(server.worker(), rustix::process::Signal::SEGV).unwrap();
+    rustix::process::kill_process(server.worker(), rustix::process::Signal::ABORT).unwrap();
     let reports = wait_for("a crash report", || {
         let folder = std::fs::read_dir(data.path().join("crash")).ok()?;
         let reports: Vec<_> = folder.map(|entry| entry.unwrap().path()).collect();
         (!reports.is_empty()).then_some(reports)
     });
     let report = std::fs::read_to_string(&reports[0]).unwrap();
-    assert!(report.contains("SIGSEGV"), "{report}");
+    assert!(report.contains("SIGABRT"), "{report}");
     wait_for("the next worker", || {
         let run = std::fs::read_to_string(data.path().join("run.json")).ok()?;
         (run != before && !run.is_empty()).then_some(())
@@ -75,11 +75,15 @@ fn a_worker_whose_master_is_dead_ends_by_itself() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);
     let worker = server.worker();
-    let master = std::fs::read_to_string(format!("/proc/{}/stat", worker.as_raw_nonzero())).unwrap();
-    let master: i32 = master.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
+    let master =
+        std::fs::read_to_string(format!("/proc/{}/stat", worker.as_raw_nonzero())).unwrap();
+    let master: i32 =
+        master.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
     let master = rustix::process::Pid::from_raw(master).unwrap();
     rustix::process::kill_process(master, rustix::process::Signal::KILL).unwrap();
     let began = std::time::Instant::now();
-    wait_for("the worker's end", || rustix::process::test_kill_process(worker).is_err().then_some(()));
+    wait_for("the worker's end", || {
+        rustix::process::test_kill_process(worker).is_err().then_some(())
+    });
     assert!(began.elapsed() < PATIENCE);
 }

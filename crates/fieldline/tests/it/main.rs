@@ -1,10 +1,17 @@
 //! The whole program, over real sockets and real signals.
 
-mod server;
-mod device;
-mod start;
-mod kill;
-mod disk_full;
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test panics where it fails, and says what it measured"
+)]
+
 mod bad_input;
+mod device;
+mod disk_full;
+mod kill;
 mod mqtt;
 mod protocols;
+mod server;
+mod start;

@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,6 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// A running program on a data directory of its own.
 pub(crate) struct Server {
     master: Child,
-    /// Its data directory.
-    pub(crate) data: PathBuf,
     /// Address of its API.
     pub(crate) http: String,
     /// Address of its MQTT broker.
@@ -72,7 +70,7 @@ impl Server {
         });
         let text = |name: &str| run[name].as_str().unwrap().to_owned();
         let worker = Pid::from_raw(i32::try_from(run["pid"].as_i64().unwrap()).unwrap()).unwrap();
-        let server = Self { master, data: data.to_owned(), http: text("http"), mqtt: text("mqtt"), worker };
+        let server = Self { master, http: text("http"), mqtt: text("mqtt"), worker };
         wait_for("readiness", || (server.try_ask("GET", "/readyz", None)?.0 == 200).then_some(()));
         server
     }
@@ -106,7 +104,12 @@ impl Server {
     }
 
     /// Sends a request as the administrator; status and body, or `None` if nobody answers.
-    pub(crate) fn try_ask(&self, method: &str, path: &str, body: Option<&Json>) -> Option<(u16, Json)> {
+    pub(crate) fn try_ask(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Json>,
+    ) -> Option<(u16, Json)> {
         request(&self.http, TOKEN, method, path, body)
     }
 
@@ -170,7 +173,13 @@ impl Drop for Server {
 }
 
 /// One request over a connection of its own; `None` if nobody answers.
-pub(crate) fn request(address: &str, token: &str, method: &str, path: &str, body: Option<&Json>) -> Option<(u16, Json)> {
+pub(crate) fn request(
+    address: &str,
+    token: &str,
+    method: &str,
+    path: &str,
+    body: Option<&Json>,
+) -> Option<(u16, Json)> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
     let body = body.map(ToString::to_string).unwrap_or_default();
@@ -185,7 +194,11 @@ pub(crate) fn request(address: &str, token: &str, method: &str, path: &str, body
     let text = String::from_utf8_lossy(&answer);
     let (head, body) = text.split_once("\r\n\r\n")?;
     let status = head.split_whitespace().nth(1)?.parse().ok()?;
-    let body = if head.to_lowercase().contains("transfer-encoding: chunked") { unchunk(body) } else { body.to_owned() };
+    let body = if head.to_lowercase().contains("transfer-encoding: chunked") {
+        unchunk(body)
+    } else {
+        body.to_owned()
+    };
     Some((status, serde_json::from_str(&body).unwrap_or(Json::String(body))))
 }
 

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Latency of well-behaved devices (sent to acknowledged) alone, and while 10,000 connections say nothing and others
+# send random bytes, HTTP and unfinished frames: p99 moves by at most 10 %. In turn, three rounds; medians.
+source "$(dirname "$0")/lib.sh"
+machine
+build_program
+start_fieldline --no-master
+port=$(free_port)
+"$PROGRAM" ctl --url "$URL" create channels name=bench protocol=teltonika transport=tcp "listen=127.0.0.1:$port" \
+    auto_register=true connections_max=15000 >/dev/null
+wait_for channel bash -c "exec 3<>/dev/tcp/127.0.0.1/$port"
+
+cat >"$WORK/attack.py" <<'PY'
+import os, random, socket, sys, time
+port, seconds = int(sys.argv[1]), float(sys.argv[2])
+end = time.time() + seconds
+silent = []
+def connect():
+    s = socket.create_connection(("127.0.0.1", port), timeout=5)
+    s.setblocking(False)
+    return s
+while len(silent) < 10000 and time.time() < end:
+    try:
+        silent.append(connect())
+    except OSError:
+        time.sleep(0.05)
+print("silent connections:", len(silent), file=sys.stderr, flush=True)
+while time.time() < end:
+    kind = random.randrange(3)
+    try:
+        s = connect()
+        s.send([os.urandom(2048), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x00\x0f3563"][kind])
+        silent.append(s)
+        silent.pop(0).close()
+    except OSError:
+        pass
+    time.sleep(0.01)
+PY
+seconds=${SECONDS_EACH:-15}
+simulate() {
+    "$PROGRAM" simulate trackers --protocol teltonika --devices 100 --rate 10 --target "127.0.0.1:$port" \
+        --duration "$seconds" --output json | python3 -c 'import json,sys; print(json.load(sys.stdin)["latency_ms"]["p99"])'
+}
+rss() { awk '/VmRSS/ {print int($2 / 1024)}' "/proc/$PID/status"; }
+simulate >/dev/null
+for round in 1 2 3; do
+    simulate >>"$WORK/alone"
+    python3 "$WORK/attack.py" "$port" $((seconds + 12)) &
+    attack=$!
+    sleep 8
+    simulate >>"$WORK/attacked"
+    echo "round $round: memory under attack $(rss) MiB"
+    wait $attack
+done
+python3 - "$WORK/alone" "$WORK/attacked" <<'PY'
+import statistics, sys
+alone, attacked = ([float(line) for line in open(name)] for name in sys.argv[1:])
+print("p99 alone, ms   ", *[f"{x:8.2f}" for x in alone])
+print("p99 attacked, ms", *[f"{x:8.2f}" for x in attacked])
+ratio = statistics.median(attacked) / statistics.median(alone)
+print(f"ratio {ratio:.3f}; goal: at most 1.10:", "met" if ratio <= 1.1 else "NOT met")
+PY
