@@ -10,7 +10,7 @@ use fieldline_model::{
     AccountId, ChannelId, CloseCode, ConnectionId, Device, DeviceId, Timestamp, Transport,
 };
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Mutex as AsyncMutex, MutexGuard, Notify};
 
 /// One connection as others see it; its task alone owns the socket.
 pub(crate) struct Connection {
@@ -134,7 +134,13 @@ impl Connection {
     }
 }
 
-type Shard = Mutex<HashMap<(AccountId, DeviceId), Arc<Connection>>>;
+#[derive(Default)]
+struct Shard {
+    holders: Mutex<HashMap<(AccountId, DeviceId), Arc<Connection>>>,
+    /// Held while holder and presence are changed together, so that they agree
+    /// even if a device's connections come and go on several event loops.
+    turn: AsyncMutex<()>,
+}
 
 /// Which connection holds which device, over all event loops.
 pub(crate) struct Directory {
@@ -153,26 +159,34 @@ impl Directory {
         &self.shards[at]
     }
 
-    /// Gives the device to `connection`; the one that held it is returned, to be closed.
+    /// Waits for the turn to change a device's holder and presence.
+    pub(crate) async fn turn(&self, device: DeviceId) -> MutexGuard<'_, ()> {
+        self.shard(device).turn.lock().await
+    }
+
+    /// Gives the device to `connection`; the other one that held it is returned, to be closed.
     pub(crate) fn claim(
         &self,
         device: DeviceId,
         connection: &Arc<Connection>,
     ) -> Option<Arc<Connection>> {
-        let mut shard = self.shard(device).lock();
-        shard.insert((connection.account, device), Arc::clone(connection))
+        let mut holders = self.shard(device).holders.lock();
+        let before = holders.insert((connection.account, device), Arc::clone(connection));
+        before.filter(|before| before.id != connection.id)
     }
 
-    /// Takes the device back, unless a newer connection holds it.
-    pub(crate) fn release(&self, device: DeviceId, connection: &Connection) {
+    /// Takes the device back; false if another connection holds it.
+    pub(crate) fn release(&self, device: DeviceId, connection: &Connection) -> bool {
         let key = (connection.account, device);
-        let mut shard = self.shard(device).lock();
-        if shard.get(&key).is_some_and(|holder| holder.id == connection.id) {
-            shard.remove(&key);
+        let mut holders = self.shard(device).holders.lock();
+        let held = holders.get(&key).is_some_and(|holder| holder.id == connection.id);
+        if held {
+            holders.remove(&key);
         }
+        held
     }
 
     pub(crate) fn holder(&self, account: AccountId, device: DeviceId) -> Option<Arc<Connection>> {
-        self.shard(device).lock().get(&(account, device)).cloned()
+        self.shard(device).holders.lock().get(&(account, device)).cloned()
     }
 }

@@ -235,14 +235,16 @@ impl Shared {
         device: &Arc<Device>,
     ) -> SessionHandle {
         connection.set_device(Some(Arc::clone(device)));
-        let before = self.directory.claim(device.id, connection);
-        let replaces = before.as_ref().is_some_and(|before| before.id != connection.id);
-        if let Some(before) = before.filter(|before| before.id != connection.id) {
-            before.close(CloseCode::Replaced);
-        }
         let Platform { state, commands, .. } = self.platform();
         let (account, peer, now) = (device.account, connection.peer(), self.now());
+        let turn = self.directory.turn(device.id).await;
+        let before = self.directory.claim(device.id, connection);
         state.connected(account, device.id, connection.id, peer.to_string(), now).await;
+        drop(turn);
+        let replaces = before.is_some();
+        if let Some(before) = before {
+            before.close(CloseCode::Replaced);
+        }
         let line = || Line::new("connected").connection(connection).peer(peer).channel(channel);
         let connected = line().transport(connection);
         self.ingest.log(vec![connected.of_device(device, connection.connected_at)]).await;
@@ -263,10 +265,14 @@ impl Shared {
         device: &Arc<Device>,
         end: &End,
     ) {
-        self.directory.release(device.id, connection);
         let (account, now) = (device.account, self.now());
-        let state = &self.platform().state;
-        let offline = state.disconnected(account, device.id, connection.id, now).await;
+        let turn = self.directory.turn(device.id).await;
+        let mut offline = self.directory.release(device.id, connection);
+        if offline {
+            let state = &self.platform().state;
+            offline = state.disconnected(account, device.id, connection.id, now).await;
+        }
+        drop(turn);
         let line = Line::new("closed").connection(connection).close(end.code).text(&end.text);
         self.ingest.log(vec![line.of_device(device, now)]).await;
         if offline {

@@ -38,7 +38,16 @@ pub(crate) fn foreign_protocol(first: &[u8]) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes: Vec<u8>) {
+            let _protocol = foreign_protocol(&bytes);
+        }
+    }
 
     #[test]
     fn scanners_are_told_from_trackers() {

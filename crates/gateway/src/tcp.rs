@@ -52,6 +52,7 @@ pub(crate) async fn run(
 ) {
     let started = Instant::now();
     let deadline = started + shared.config.login_timeout;
+    let mut first = [0; 1];
     let silent = loop {
         tokio::select! {
             biased;
@@ -60,8 +61,9 @@ pub(crate) async fn run(
                     break Some(End::new(code, ""));
                 }
             }
-            ready = stream.readable() => match ready {
-                Ok(()) => break None,
+            // Readiness alone may be a false alarm; looking at a byte is not.
+            looked = stream.peek(&mut first) => match looked {
+                Ok(_) => break None,
                 Err(error) => break Some(End::new(CloseCode::NetworkError, error.to_string())),
             },
             () = sleep_until(deadline) => {
@@ -89,7 +91,7 @@ async fn begin(
     let Some(tls) = &channel.tls else {
         return Serving::new(shared, channel, stream, connection, started).run().await;
     };
-    let accept = tls.acceptor().accept(stream);
+    let accept = Box::pin(tls.acceptor().accept(stream));
     let failed = tokio::select! {
         () = connection.asked() => {
             End::new(connection.closing().unwrap_or(CloseCode::InternalError), "")
@@ -114,10 +116,14 @@ enum Waited {
     End,
     Failed(io::Error),
     Asked,
-    Command(Option<Dispatch>),
+    Command(Option<Box<Dispatch>>),
     Deadline,
 }
 
+/// A connection that has spoken.
+///
+/// What it waits in is kept small: whatever else it does is boxed while it does
+/// it, so that ten thousand quiet devices cost little.
 struct Serving<S> {
     shared: Arc<Shared>,
     channel: Arc<ChannelLive>,
@@ -170,6 +176,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Serving<S> {
 
     async fn run(mut self) {
         let end = self.serve().await;
+        Box::pin(self.finish(end)).await;
+    }
+
+    async fn finish(&mut self, end: End) {
         self.shared.metrics.closed(end.code);
         self.release(&end).await;
         if self.device.is_none() {
@@ -186,7 +196,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Serving<S> {
                     if let Some(end) = self.note_received(count) {
                         return end;
                     }
-                    if let Some(end) = self.frames().await {
+                    if let Some(end) = Box::pin(self.frames()).await {
                         return end;
                     }
                     if let Some(end) = self.judge_rest() {
@@ -195,7 +205,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Serving<S> {
                 }
                 Waited::End => {
                     self.session.end_of_input();
-                    let last = self.frames().await;
+                    let last = Box::pin(self.frames()).await;
                     return match last {
                         Some(end) if end.code != CloseCode::ProtocolError => end,
                         _ => self.foreign().unwrap_or(End::new(CloseCode::DeviceClosed, "")),
@@ -207,20 +217,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Serving<S> {
                         return End::new(code, "");
                     }
                     if self.connection.take_refresh()
-                        && let Some(end) = self.refresh().await
+                        && let Some(end) = Box::pin(self.refresh()).await
                     {
                         return end;
                     }
                 }
                 Waited::Command(Some(dispatch)) => {
-                    if let Some(end) = self.command(dispatch).await {
+                    if let Some(end) = Box::pin(self.command(*dispatch)).await {
                         return end;
                     }
                 }
                 // Another connection took the device's commands over.
                 Waited::Command(None) => self.commands = None,
                 Waited::Deadline => {
-                    if let Some(end) = self.overdue().await {
+                    if let Some(end) = Box::pin(self.overdue()).await {
                         return end;
                     }
                 }
@@ -234,7 +244,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Serving<S> {
         let Self { connection, commands, pending: awaited, io, session, first, .. } = self;
         let command = async {
             match commands {
-                Some(commands) if awaited.is_none() => commands.dispatches.recv().await,
+                Some(commands) if awaited.is_none() => {
+                    commands.dispatches.recv().await.map(Box::new)
+                }
                 _ => pending().await,
             }
         };

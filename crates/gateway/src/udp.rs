@@ -363,7 +363,7 @@ struct Holding {
 
 enum Waited {
     Asked,
-    Command(Option<Dispatch>),
+    Command(Option<Box<Dispatch>>),
     Answer(CommandAnswer),
     Deadline,
 }
@@ -400,7 +400,7 @@ impl Holding {
                         return end;
                     }
                 }
-                Waited::Command(Some(dispatch)) => self.command(dispatch).await,
+                Waited::Command(Some(dispatch)) => self.command(*dispatch).await,
                 Waited::Command(None) => self.commands = None,
                 Waited::Answer(answer) => {
                     if let Some(pending) = self.pending.take() {
@@ -440,7 +440,9 @@ impl Holding {
         let Self { udp, commands, pending, answered, .. } = self;
         let command = async {
             match commands {
-                Some(commands) if pending.is_none() => commands.dispatches.recv().await,
+                Some(commands) if pending.is_none() => {
+                    commands.dispatches.recv().await.map(Box::new)
+                }
                 _ => std::future::pending().await,
             }
         };

@@ -112,11 +112,14 @@ impl Wire {
     async fn send(&mut self, bytes: &[u8], chunk_bytes: Option<usize>) -> std::io::Result<()> {
         match self {
             Self::Tcp(stream) => {
-                for chunk in bytes.chunks(chunk_bytes.unwrap_or(usize::MAX).max(1)) {
+                let chunks = bytes.chunks(chunk_bytes.unwrap_or(usize::MAX).max(1));
+                for (number, chunk) in chunks.enumerate() {
                     stream.write_all(chunk).await?;
-                    if chunk_bytes.is_some() {
-                        // So that the pieces come apart.
-                        sleep(Duration::from_micros(50)).await;
+                    // So that the pieces come apart: some surely, the others mostly.
+                    if chunk_bytes.is_some() && number % 16 == 0 {
+                        sleep(Duration::from_millis(1)).await;
+                    } else {
+                        tokio::task::yield_now().await;
                     }
                 }
                 Ok(())
