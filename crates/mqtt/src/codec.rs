@@ -226,6 +226,12 @@ pub enum Packet {
 }
 
 impl Connect {
+    /// Whether the client wants, and takes, reason strings.
+    #[must_use]
+    pub fn wants_reasons(&self) -> bool {
+        self.problem_information && self.packet_bytes_max >= crate::encode::REASON_PACKET_BYTES_MIN
+    }
+
     /// Reads the first packet of a connection.
     ///
     /// # Errors

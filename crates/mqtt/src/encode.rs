@@ -5,6 +5,13 @@ use bytes::{BufMut, BytesMut};
 use crate::codec::{Qos, Reason, Version};
 use crate::fields::id;
 
+/// Longest reason string, in bytes; the rest is cut off.
+const REASON_BYTES_MAX: usize = 512;
+
+/// Longest packet that a client must take to be sent reason strings, in bytes:
+/// they must not make a packet longer than it takes.
+pub const REASON_PACKET_BYTES_MIN: u32 = 1_024;
+
 /// What CONNACK tells an MQTT 5 client.
 #[derive(Clone, Debug, Default)]
 pub struct ConnackProps<'a> {
@@ -241,8 +248,12 @@ pub fn correlation(data: &[u8]) -> BytesMut {
 
 fn reason_string(block: &mut BytesMut, text: Option<&str>) {
     if let Some(text) = text {
+        let mut end = text.len().min(REASON_BYTES_MAX);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
         block.put_u8(id::REASON_STRING);
-        put_bytes(block, text.as_bytes());
+        put_bytes(block, text.as_bytes().get(..end).unwrap_or_default());
     }
 }
 

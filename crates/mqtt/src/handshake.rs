@@ -124,7 +124,7 @@ pub(crate) async fn handshake(
             return None;
         }
     };
-    let (version, tell) = (connect.version, connect.problem_information);
+    let (version, tell) = (connect.version, connect.wants_reasons());
     // The sign-in has a time of its own: it may have to wait for the registry.
     let admitted = tokio::time::timeout(timeout, admit(shared, peer, connect, input)).await;
     let refused = match admitted {
@@ -217,15 +217,8 @@ async fn admit(
     let secret = secret(&connect).ok_or_else(|| {
         refuse(Reason::BadUserNameOrPassword, "sign in with an API token as password".into())
     })?;
-    let identity = shared.services.auth.token(secret, peer.ip()).await.map_err(|error| {
-        let reason = match &error {
-            AuthError::Unauthenticated(_) => Reason::BadUserNameOrPassword,
-            AuthError::TooMany { .. } => Reason::ConnectionRateExceeded,
-            AuthError::Refused(_) => Reason::NotAuthorized,
-            _ => Reason::ServerUnavailable,
-        };
-        refuse(reason, error.to_string().into())
-    })?;
+    let signed_in = shared.services.auth.token(secret, peer.ip()).await;
+    let identity = signed_in.map_err(|error| not_signed_in(version, &error))?;
     let identity = Arc::new(identity);
     if !shared.services.ingest.account_enabled(identity.account) {
         return Err(refuse(Reason::NotAuthorized, "the account is disabled".into()));
@@ -304,16 +297,24 @@ async fn recheck(
     identity: &Identity,
     session: Session,
 ) -> Result<Session, Refused> {
-    match shared.services.auth.recheck(identity).await {
-        Ok(()) => Ok(session),
-        Err(error) => {
-            let reason = match &error {
-                AuthError::Unauthenticated(_) => Reason::BadUserNameOrPassword,
-                _ => Reason::ServerUnavailable,
-            };
-            Err(Refused::with(session.version(), reason, error.to_string()))
+    let welcome = shared.services.auth.recheck(identity).await;
+    welcome.map_err(|error| not_signed_in(session.version(), &error))?;
+    Ok(session)
+}
+
+/// What the client is told when it is not signed in.
+fn not_signed_in(version: Version, error: &AuthError) -> Refused {
+    let reason = match error {
+        AuthError::Unauthenticated(_) => Reason::BadUserNameOrPassword,
+        AuthError::TooMany { .. } => Reason::ConnectionRateExceeded,
+        AuthError::Refused(_) => Reason::NotAuthorized,
+        _ => {
+            tracing::warn!(%error, "MQTT client cannot be signed in");
+            let text = "sign-in does not work at present; try again soon";
+            return Refused::with(version, Reason::ServerUnavailable, text);
         }
-    }
+    };
+    Refused::with(version, reason, error.to_string())
 }
 
 /// The token among user name and password: either will do.

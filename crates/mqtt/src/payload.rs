@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use fieldline_contracts::CommandError;
 use fieldline_model::{Accepted, Command, Decoded, ParamName, Params, Timestamp, Value};
 use serde_json::{Map, Value as Json};
 
@@ -120,17 +119,6 @@ pub fn answer(command: &Command) -> String {
         "finished_at": command.finished_at,
     })
     .to_string()
-}
-
-/// The reason for a refused command.
-pub(crate) fn refusal(error: &CommandError) -> crate::codec::Reason {
-    use crate::codec::Reason;
-    match error {
-        CommandError::NoDevice(_) => Reason::TopicNameInvalid,
-        CommandError::QueueFull(_) => Reason::QuotaExceeded,
-        CommandError::Invalid(_) => Reason::PayloadFormatInvalid,
-        _ => Reason::Unspecified,
-    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fieldline_auth::Identity;
-use fieldline_contracts::{HistoryError, NewCommand};
+use fieldline_contracts::{CommandError, HistoryError, NewCommand};
 use fieldline_ingest::own_params;
 use fieldline_model::{
     Accepted, CommandId, ConnectionId, Decoded, Device, DeviceId, EventKind, Scope, Series,
@@ -15,6 +15,7 @@ use fieldline_model::{
 };
 use serde_json::Value as Json;
 use tokio::time::Instant;
+use tracing::{debug, warn};
 use uuid::Uuid;
 
 use crate::Shared;
@@ -35,6 +36,8 @@ const COMMAND_TTL_S_MAX: u32 = 2_592_000;
 const ANSWER_WAIT_MS: u64 = 30_000;
 /// Longest raw payload in a device's log, in bytes.
 const LOG_BYTES_MAX: usize = 64 * 1024;
+/// What the client is told when the registry does not answer.
+const UNAVAILABLE: &str = "the registry is unavailable; try again soon";
 /// How often one connection's refused messages are told of by an event.
 const REJECTED_EVERY: Duration = Duration::from_secs(10);
 
@@ -166,7 +169,8 @@ impl Client {
     async fn device(&self, name: &str) -> Result<Arc<Device>, Refusal> {
         let (ingest, account) = (&self.shared.services.ingest, self.identity.account);
         let unavailable = |error: fieldline_contracts::RegistryError| {
-            Refusal::new(Reason::Unspecified, error.to_string())
+            debug!(%error, "device cannot be looked up");
+            Refusal::new(Reason::Unspecified, UNAVAILABLE)
         };
         let mut found = None;
         if let Ok(id) = name.parse::<DeviceId>() {
@@ -206,11 +210,8 @@ impl Client {
                 )),
                 Ok(_) => Ok(()),
                 Err(error) => {
-                    let reason = match &error {
-                        HistoryError::Full(_) | HistoryError::Busy => Reason::QuotaExceeded,
-                        _ => Reason::Unspecified,
-                    };
-                    Err(Refusal::new(reason, error.to_string()))
+                    debug!(%error, code = error.code(), "messages were not stored");
+                    Err(not_stored(&error))
                 }
             };
         for batch in batches {
@@ -287,7 +288,7 @@ impl Client {
         let command = commands
             .submit(account, device, new, &self.identity.actor)
             .await
-            .map_err(|error| Refusal::new(payload::refusal(&error), error.to_string()))?;
+            .map_err(|error| not_queued(&error))?;
         let correlation = incoming.props.correlation.clone();
         self.await_answer(room, command.id, answer_to, correlation);
         Ok(Taken::Done(Reason::Success))
@@ -321,7 +322,7 @@ impl Client {
                     Ok(_) => {}
                     // Nobody can be told more than the command's own record says.
                     Err(error) => {
-                        tracing::warn!(%error, command = %id, "answer cannot be awaited");
+                        warn!(%error, command = %id, "answer cannot be awaited");
                         return;
                     }
                 }
@@ -396,6 +397,40 @@ impl Drop for AnswerRoom {
     fn drop(&mut self) {
         self.hub.release_answer();
     }
+}
+
+/// What the client is told when messages were not stored: the details, such as
+/// paths, are the operator's.
+fn not_stored(error: &HistoryError) -> Refusal {
+    match error {
+        HistoryError::Full(_) => {
+            Refusal::new(Reason::QuotaExceeded, "no space is left to store messages")
+        }
+        HistoryError::Busy => {
+            Refusal::new(Reason::QuotaExceeded, "the store is busy; send it again soon")
+        }
+        HistoryError::Closed => {
+            Refusal::new(Reason::Unspecified, "the server is shutting down; send it again")
+        }
+        _ => Refusal::new(
+            Reason::Unspecified,
+            "the message could not be made durable for sure; send it again",
+        ),
+    }
+}
+
+/// What the client is told when a command was not queued.
+fn not_queued(error: &CommandError) -> Refusal {
+    let reason = match error {
+        CommandError::NoDevice(_) => Reason::TopicNameInvalid,
+        CommandError::QueueFull(_) => Reason::QuotaExceeded,
+        CommandError::Invalid(_) => Reason::PayloadFormatInvalid,
+        _ => {
+            debug!(%error, "command was not queued");
+            return Refusal::new(Reason::Unspecified, UNAVAILABLE);
+        }
+    };
+    Refusal::new(reason, error.to_string())
 }
 
 /// The same words for a device that is not there and one that may not be seen.

@@ -79,6 +79,11 @@ impl Replay {
         &self.filter
     }
 
+    /// Whether the next page reads the registry.
+    pub(crate) fn reads_registry(&self) -> bool {
+        matches!(self.stage, Stage::List(_))
+    }
+
     /// Whether everything was sent.
     pub(crate) fn is_done(&self) -> bool {
         matches!(self.stage, Stage::Done)

@@ -164,7 +164,7 @@ impl Session {
             version: connect.version,
             // One and a half times, as the standard asks.
             keep_alive: Duration::from_millis(u64::from(keep_alive_s) * 1_500),
-            problem_information: connect.problem_information,
+            problem_information: connect.wants_reasons(),
             packet_bytes_max: usize::try_from(connect.packet_bytes_max).unwrap_or(usize::MAX),
             will: connect.will.map(Box::new),
             aliases: BTreeMap::new(),
@@ -205,7 +205,7 @@ impl Session {
             if self.link.take_stale() {
                 self.replay_state();
             }
-            if !self.replays.is_empty() && self.link.len() < REPLAY_QUEUE_LOW {
+            if self.may_replay() {
                 Box::pin(self.replay()).await;
             }
             self.fill();
@@ -251,6 +251,19 @@ impl Session {
         self.output.len() < OUTPUT_BYTES_HIGH && self.paused_until.is_none()
     }
 
+    fn may_replay(&self) -> bool {
+        let wanted = !self.replays.is_empty() && self.paused_until.is_none();
+        wanted && self.link.len() < REPLAY_QUEUE_LOW
+    }
+
+    /// Counts work against the account's rate, and pauses if there is too much.
+    fn pace(&mut self, bytes: usize) {
+        if let Some(wait) = self.client.hub.pace(bytes) {
+            metrics::throttled();
+            self.paused_until = Some(Instant::now() + wait);
+        }
+    }
+
     fn may_send(&self, qos: u8) -> bool {
         qos == 0 || self.inflight.len() < self.window
     }
@@ -261,8 +274,7 @@ impl Session {
             let may_read = self.may_read();
             let sendable = self.output.len() < OUTPUT_BYTES_HIGH
                 && self.link.front_qos().is_some_and(|qos| self.may_send(qos));
-            let replayable = !self.replays.is_empty() && self.link.len() < REPLAY_QUEUE_LOW;
-            if self.link.is_signalled() || sendable || replayable {
+            if self.link.is_signalled() || sendable || self.may_replay() {
                 return Poll::Ready(Wake::Queue);
             }
             // In turns, so that neither a flood in nor one out starves the other.
@@ -458,10 +470,7 @@ impl Session {
         if publish.qos == Qos::ExactlyOnce {
             return Err(End::Error(Reason::QosNotSupported, "QoS 2 is not offered".into()));
         }
-        if let Some(wait) = self.client.hub.pace(publish.payload.len()) {
-            metrics::throttled();
-            self.paused_until = Some(Instant::now() + wait);
-        }
+        self.pace(publish.payload.len());
         let Publish { qos, retain, topic, packet_id, props, payload, .. } = publish;
         let alias = self.resolve(topic.as_str(), &props)?;
         let topic = alias.as_deref().unwrap_or(topic.as_str());

@@ -9,6 +9,9 @@ use crate::replay::Replay;
 use crate::routes::Options;
 use crate::topic::check_filter;
 
+/// What reading a page of devices counts for, as bytes published.
+const LIST_COST_BYTES: usize = 10 * 4_096;
+
 impl Session {
     pub(super) fn subscribe(&mut self, subscribe: Subscribe) {
         let identifier = subscribe.identifier;
@@ -44,6 +47,7 @@ impl Session {
         options: Options,
         retain_handling: u8,
     ) -> Result<(), (Reason, &'static str)> {
+        self.pace(0);
         check_filter(filter).map_err(|reason| match reason {
             Reason::SharedSubscriptionsNotSupported => {
                 (reason, "shared subscriptions are not offered")
@@ -95,9 +99,13 @@ impl Session {
     pub(super) async fn replay(&mut self) {
         let Some(replay) = self.replays.front_mut() else { return };
         let mark = self.link.len();
+        let costly = replay.reads_registry();
         let page = replay.page(&self.client).await;
         if replay.is_done() {
             self.replays.pop_front();
+        }
+        if costly {
+            self.pace(LIST_COST_BYTES);
         }
         metrics::delivered(page.len());
         // Before what was published while the page was read: that is newer.
