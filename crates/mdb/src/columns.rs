@@ -9,9 +9,7 @@
 use pco::ChunkConfig;
 use pco::standalone::{simple_compress, simple_decompress_into};
 
-use crate::codec::{
-    Damage, Decoded, Input, put_signed, put_squeezed, put_varint, unsqueeze,
-};
+use crate::codec::{Damage, Decoded, Input, put_signed, put_squeezed, put_varint, unsqueeze};
 use crate::value::Kind;
 
 /// Fewer numbers than these are not worth the tables of pco.
@@ -88,7 +86,11 @@ pub(crate) fn put_ints(out: &mut Vec<u8>, numbers: &[i64], effort: Effort) {
 /// Reads `count` integers out of all of `bytes`.
 pub(crate) fn ints(bytes: &[u8], count: usize) -> Decoded<Vec<i64>> {
     if count == 0 {
-        return if bytes.is_empty() { Ok(Vec::new()) } else { Err(Damage("bytes in an empty column")) };
+        return if bytes.is_empty() {
+            Ok(Vec::new())
+        } else {
+            Err(Damage("bytes in an empty column"))
+        };
     }
     let mut input = Input(bytes);
     match input.u8()? {
@@ -119,7 +121,10 @@ pub(crate) fn ints(bytes: &[u8], count: usize) -> Decoded<Vec<i64>> {
     }
 }
 
-fn pco_numbers<T: pco::data_types::Number + Default>(bytes: &[u8], count: usize) -> Decoded<Vec<T>> {
+fn pco_numbers<T: pco::data_types::Number + Default>(
+    bytes: &[u8],
+    count: usize,
+) -> Decoded<Vec<T>> {
     let mut numbers = vec![T::default(); count];
     let progress = simple_decompress_into(bytes, &mut numbers)
         .map_err(|_| Damage("a column cannot be decompressed"))?;
@@ -228,7 +233,11 @@ impl Blobs {
     fn take(bytes: &[u8], count: usize) -> Decoded<Self> {
         let mut blobs = Self::default();
         if count == 0 {
-            return if bytes.is_empty() { Ok(blobs) } else { Err(Damage("bytes in an empty column")) };
+            return if bytes.is_empty() {
+                Ok(blobs)
+            } else {
+                Err(Damage("bytes in an empty column"))
+            };
         }
         let mut input = Input(bytes);
         match input.u8()? {

@@ -54,11 +54,7 @@ pub(crate) struct Hit {
 
 impl Hit {
     /// A row of a block, its values at `start` of a chunk that is still to be set.
-    pub(crate) fn of_row(
-        block: &Block,
-        row: usize,
-        (start, length): (u32, u32),
-    ) -> Option<Self> {
+    pub(crate) fn of_row(block: &Block, row: usize, (start, length): (u32, u32)) -> Option<Self> {
         let (timestamp, seq) = block.key(row)?;
         Some(Self {
             seq,
@@ -192,10 +188,8 @@ impl Memtable {
             let (Some(slot), Some(series)) = (latest.get_mut(at), self.series.get(at)) else {
                 continue;
             };
-            let slot = slot.get_or_insert_with(|| Latest {
-                newest: i64::MIN,
-                values: LastValues::default(),
-            });
+            let slot = slot
+                .get_or_insert_with(|| Latest { newest: i64::MIN, values: LastValues::default() });
             slot.newest = slot.newest.max(message.timestamp);
             if series.series.kind != SeriesKind::Message {
                 continue;

@@ -143,8 +143,14 @@ pub(crate) fn merge_once(shard: &Shard) -> io::Result<bool> {
             counter!("fieldline_mdb_merges_total", "shard" => shard.label.clone()).increment(1);
             histogram!("fieldline_mdb_merge_seconds", "shard" => shard.label.clone())
                 .record(started.elapsed().as_secs_f64());
-            info!(shard = shard.number, inputs = inputs.len(), segment = meta.number,
-                messages = meta.messages, bytes = meta.bytes, "segments were merged");
+            info!(
+                shard = shard.number,
+                inputs = inputs.len(),
+                segment = meta.number,
+                messages = meta.messages,
+                bytes = meta.bytes,
+                "segments were merged"
+            );
             Ok(true)
         }
         Err(error) => {
@@ -164,8 +170,7 @@ pub(crate) fn replace(
     let segment = match &new {
         Some(meta) => {
             let meta = meta.clone();
-            let opened =
-                Segment::open(&shard.disk, &shard.cache, &shard.dir, shard.number, meta)?;
+            let opened = Segment::open(&shard.disk, &shard.cache, &shard.dir, shard.number, meta)?;
             Some(Arc::new(opened))
         }
         None => None,
@@ -226,7 +231,7 @@ fn write_merged(
         }
         let candidates = entries.into_iter().filter_map(|(input, entry)| {
             let (segment, footer) = footers.get(input)?;
-            Some(Candidate { segment: *segment, footer: footer.clone(), entry })
+            Some(Candidate { segment, footer: footer.clone(), entry })
         });
         let mut builder = BlockBuilder::default();
         let mut body = Vec::new();
@@ -246,9 +251,7 @@ fn write_merged(
                 Stopped::Damage(HistoryError::Corrupt(damage.0.to_owned()))
             };
             block.body(row, &mut body).map_err(damaged)?;
-            builder
-                .push((timestamp, seq, block.received(row)), *id, keys, &body)
-                .map_err(damaged)
+            builder.push((timestamp, seq, block.received(row)), *id, keys, &body).map_err(damaged)
         })?;
         writer.block(series, &builder).map_err(Stopped::Write)?;
     }
@@ -320,6 +323,10 @@ pub(crate) fn rewrite(
     if written.is_err() {
         shard.discard(&shard.dir.join(crate::segment::file_name(number)));
     }
-    debug!(shard = shard.number, segment = segment.meta.number, "a segment was rewritten for retention");
+    debug!(
+        shard = shard.number,
+        segment = segment.meta.number,
+        "a segment was rewritten for retention"
+    );
     written.map_err(failed)
 }

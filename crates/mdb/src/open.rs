@@ -23,7 +23,7 @@ use crate::manifest::{self, Manifest};
 use crate::memtable::{Memtable, Message};
 use crate::queue::Queue;
 use crate::segment::{self, Segment};
-use crate::shard::{Sealing, Shard, Version, View};
+use crate::shard::{RESERVE, Sealing, Shard, Version, View};
 use crate::snapshot::{self, SnapshotReader};
 use crate::writer::Writer;
 use crate::{merge, seal, wal};
@@ -90,8 +90,7 @@ pub(crate) fn open(
     let mut shards = Vec::new();
     let mut threads = Vec::new();
     let cache = Arc::new(Cache::new(config.cache_bytes_max));
-    let shared =
-        Shared { disk: &disk, store: dir, config: &config, clock: &clock, cache: &cache };
+    let shared = Shared { disk: &disk, store: dir, config: &config, clock: &clock, cache: &cache };
     let mut writers = Vec::new();
     for number in 0..config.shards {
         let (shard, writer) = open_shard(&shared, number)?;
@@ -229,7 +228,7 @@ fn read_manifest(
     let path = dir.join(manifest::NAME);
     if !names.iter().any(|name| name == manifest::NAME) {
         // It is made before anything else: one that was lost must not make the rest look left over.
-        if names.iter().any(|name| !name.ends_with(".tmp")) {
+        if names.iter().any(|name| !name.ends_with(".tmp") && name != RESERVE) {
             let reason = "it is missing, but there are other files".to_owned();
             return Err(OpenError::Damaged { path, reason });
         }

@@ -40,7 +40,7 @@ pub(crate) struct Candidate<'a> {
 }
 
 /// Sequences of one window of the tail: decoded at once, and small enough to be kept.
-const WINDOW_SEQS: u64 = 16_384;
+const WINDOW_SEQS: u64 = 65_536;
 /// Memory of a message of a window beside its body.
 const HIT_BYTES: usize = size_of::<Hit>();
 
@@ -136,7 +136,11 @@ impl Version {
                 Some(next) if found.len() >= limit => {
                     let settled = found.iter().filter(|found| {
                         let (timestamp, _) = found.key();
-                        if ascending { timestamp < next.entry.from } else { timestamp > next.entry.to }
+                        if ascending {
+                            timestamp < next.entry.from
+                        } else {
+                            timestamp > next.entry.to
+                        }
                     });
                     settled.count() >= limit
                 }
@@ -149,14 +153,15 @@ impl Version {
         Ok(found)
     }
 
-    /// Sealed messages after `after`, in order of arrival.
+    /// Sealed messages after `after`, in order of arrival, and whether what is in memory
+    /// follows them: it does not where damage ends them early.
     pub(crate) fn tail(
         &self,
         shard: u16,
         cache: &Cache,
         mut after: u64,
         limit: usize,
-    ) -> Result<Vec<Hit>, HistoryError> {
+    ) -> Result<(Vec<Hit>, bool), HistoryError> {
         let mut hits: Vec<Hit> = Vec::new();
         while after < self.sealed_seq && hits.len() < limit {
             // Where retention left a hole, go on behind it.
@@ -177,14 +182,14 @@ impl Version {
                     Err(damage) => {
                         // What arrived before the damage can still be read.
                         take(&damage.before, after, limit, &mut hits);
-                        return if hits.is_empty() { Err(damage.error) } else { Ok(hits) };
+                        return if hits.is_empty() { Err(damage.error) } else { Ok((hits, false)) };
                     }
                 },
             };
             take(&window, after, limit, &mut hits);
             after = last;
         }
-        Ok(hits)
+        Ok((hits, true))
     }
 
     /// The sealed messages from sequence `first` to `last`.
@@ -213,11 +218,12 @@ impl Version {
                     // One block at a time: all of a large fleet would not fit into memory.
                     let added = segment.block_once(&footer, *series, entry).and_then(|block| {
                         let seqs = block.seqs.iter().map(|seq| seq.cast_unsigned());
-                        for (row, _) in seqs.enumerate().filter(|(_, s)| (first..=last).contains(s)) {
+                        for (row, _) in seqs.enumerate().filter(|(_, s)| (first..=last).contains(s))
+                        {
                             let start = bodies.len();
-                            block.body(row, &mut bodies).map_err(|damage| {
-                                corrupt(&segment.path, entry.offset, damage.0)
-                            })?;
+                            block
+                                .body(row, &mut bodies)
+                                .map_err(|damage| corrupt(&segment.path, entry.offset, damage.0))?;
                             let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
                             let place = (small(start), small(bodies.len() - start));
                             hits.extend(Hit::of_row(&block, row, place));

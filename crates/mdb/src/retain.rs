@@ -48,7 +48,11 @@ fn blocks(shard: &Shard, account: AccountId, into: &mut Vec<(i64, u64)>) {
 
 /// The instant before which sealed messages of an account must go, for no more than
 /// `bytes_max` to be left.
-pub(crate) fn cut_by_bytes(shards: &[Arc<Shard>], account: AccountId, bytes_max: u64) -> Option<i64> {
+pub(crate) fn cut_by_bytes(
+    shards: &[Arc<Shard>],
+    account: AccountId,
+    bytes_max: u64,
+) -> Option<i64> {
     let mut all = Vec::new();
     for shard in shards {
         blocks(shard, account, &mut all);

@@ -33,6 +33,7 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// Seals until the shard stops.
 pub(crate) fn run(shard: &Shard) {
+    shard.keep_reserve();
     loop {
         let front = {
             let mut sealing = shard.sealing.lock();
@@ -55,12 +56,20 @@ pub(crate) fn run(shard: &Shard) {
                     .record(started.elapsed().as_secs_f64());
                 gauge!("fieldline_mdb_segments", "shard" => shard.label.clone())
                     .set(to_f64(shard.version().segments.len()));
-                debug!(shard = shard.number, segment = meta.number, messages = meta.messages, bytes = meta.bytes, "sealed");
+                debug!(
+                    shard = shard.number,
+                    segment = meta.number,
+                    messages = meta.messages,
+                    bytes = meta.bytes,
+                    "sealed"
+                );
+                shard.keep_reserve();
                 shard.sealing.lock().failed = None;
                 shard.sealed.notify_all();
             }
             Err(cause) => {
-                counter!("fieldline_mdb_seal_errors_total", "shard" => shard.label.clone()).increment(1);
+                counter!("fieldline_mdb_seal_errors_total", "shard" => shard.label.clone())
+                    .increment(1);
                 let text = format!("seal messages in `{}`: {cause}", shard.dir.display());
                 let failed = match cause.kind() {
                     io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
@@ -105,7 +114,11 @@ impl Shard {
         let written = snapshot::merge(&*self.disk, old.as_deref(), later.clone(), keep, &path);
         let written = match written {
             Err(MergeError::Read(unreadable)) => {
-                error!(shard = self.number, reason = unreadable.0, "the snapshot of last values is made anew from the segments");
+                error!(
+                    shard = self.number,
+                    reason = unreadable.0,
+                    "the snapshot of last values is made anew from the segments"
+                );
                 let mut all = self.version().latest().map_err(io::Error::other)?;
                 for (series, latest) in later {
                     all.entry(series).or_insert_with(|| latest.clone()).merge(latest);
@@ -156,8 +169,7 @@ fn seal(shard: &Shard, table: &Arc<Memtable>) -> io::Result<SegmentMeta> {
 fn switch(shard: &Shard, table: &Arc<Memtable>, meta: &SegmentMeta) -> io::Result<()> {
     let (snapshot, snapshot_bytes) = shard.write_snapshot(table.latest(), &|_, _| true)?;
     shard.disk.sync_dir(&shard.dir)?;
-    let segment =
-        Segment::open(&shard.disk, &shard.cache, &shard.dir, shard.number, meta.clone())?;
+    let segment = Segment::open(&shard.disk, &shard.cache, &shard.dir, shard.number, meta.clone())?;
     let segment = Arc::new(segment);
     let old = shard.manifest.lock().snapshot;
     let log_from = table.files.iter().max().map(|last| last + 1);
@@ -190,7 +202,13 @@ fn switch(shard: &Shard, table: &Arc<Memtable>, meta: &SegmentMeta) -> io::Resul
     if let Some(old) = old {
         shard.discard(&shard.dir.join(snapshot::file_name(old)));
     }
-    info!(shard = shard.number, segment = meta.number, messages = meta.messages, bytes = meta.bytes, "messages were sealed");
+    info!(
+        shard = shard.number,
+        segment = meta.number,
+        messages = meta.messages,
+        bytes = meta.bytes,
+        "messages were sealed"
+    );
     Ok(())
 }
 
@@ -213,7 +231,12 @@ fn write_table(writer: &mut SegmentWriter, table: &Memtable) -> io::Result<()> {
             };
             let (shape, keys) = slot.get_or_insert_with(|| writer.shape(shape));
             block
-                .push((*timestamp, message.seq, message.received), *shape, keys, table.body(message))
+                .push(
+                    (*timestamp, message.seq, message.received),
+                    *shape,
+                    keys,
+                    table.body(message),
+                )
                 .map_err(|damage| io::Error::other(damage.0))?;
         }
         writer.block(series.series, &block)?;

@@ -568,3 +568,20 @@ pub(crate) fn read_any(bytes: &[u8]) -> Decoded<usize> {
     }
     Ok(rows)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_panic(bytes: Vec<u8>) {
+            let mut framed = bytes.clone();
+            framed.extend_from_slice(&u32::try_from(bytes.len()).unwrap().to_le_bytes());
+            framed.extend_from_slice(&[0; 12]);
+            let _read = (read_any(&bytes), read_any(&framed), Footer::read(&bytes).is_ok());
+        }
+    }
+}

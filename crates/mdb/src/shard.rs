@@ -81,6 +81,10 @@ pub(crate) struct Shard {
     pub(crate) sealed: Condvar,
 }
 
+/// The file whose bytes are set aside for a full disk.
+pub(crate) const RESERVE: &str = "RESERVE";
+const RESERVE_BYTES: u64 = 64 << 10;
+
 /// An error of reading stored bytes.
 pub(crate) fn corrupt(path: &Path, offset: u64, reason: &str) -> HistoryError {
     HistoryError::Corrupt(format!("`{}` at byte {offset}: {reason}", path.display()))
@@ -158,10 +162,33 @@ impl Shard {
         let mut next = manifest.clone();
         edit(&mut next);
         next.next_number = self.next_number.load(Ordering::Acquire);
-        next.write(&*self.disk, &self.dir)?;
+        if let Err(error) = next.write(&*self.disk, &self.dir) {
+            // Retention must work on a full disk: that is what it is for.
+            let reserve = self.dir.join(RESERVE);
+            let full = error.kind() == io::ErrorKind::StorageFull;
+            if !full || self.disk.remove(&reserve).is_err() {
+                return Err(error);
+            }
+            warn!(shard = self.number, "the disk is full: the reserve was given up");
+            next.write(&*self.disk, &self.dir)?;
+        }
         *manifest = next;
         apply(&mut self.view.write());
         Ok(())
+    }
+
+    /// Sets bytes aside that a change of the manifest may use on a full disk. Without
+    /// them everything else works: a failure is no error.
+    pub(crate) fn keep_reserve(&self) {
+        let path = self.dir.join(RESERVE);
+        if self.disk.open(&path).and_then(|file| file.len()).is_ok_and(|n| n == RESERVE_BYTES) {
+            return;
+        }
+        let zeros = vec![0; usize::try_from(RESERVE_BYTES).unwrap_or(0)];
+        let made = self.disk.create(&path).and_then(|file| file.write_all_at(&zeros, 0));
+        if made.is_err() {
+            self.discard(&path);
+        }
     }
 
     pub(crate) fn take_number(&self) -> u64 {
@@ -218,8 +245,10 @@ impl Shard {
             }
             view.version.clone()
         };
-        let mut sealed = version.tail(self.number, &self.cache, after, limit)?;
-        sealed.extend(hits);
+        let (mut sealed, whole) = version.tail(self.number, &self.cache, after, limit)?;
+        if whole {
+            sealed.extend(hits);
+        }
         sealed.truncate(limit);
         let mut scratch = Vec::new();
         let stored = |hit| self.stored(&Found::Memory(hit), &mut scratch);
@@ -268,7 +297,11 @@ impl Shard {
             Ok(true) => {}
             Ok(false) => return Ok(()),
             Err(unreadable) => {
-                warn!(shard = self.number, reason = unreadable.0, "last values are read from the segments");
+                warn!(
+                    shard = self.number,
+                    reason = unreadable.0,
+                    "last values are read from the segments"
+                );
                 for (series, mut latest) in version.latest()? {
                     if let Some(more) = later.remove(&series) {
                         latest.merge(more);

@@ -14,7 +14,9 @@ use fieldline_model::{
 };
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
+use tracing::warn;
 
+use crate::aggregate::Aggregate;
 use crate::config::{MdbConfig, OpenError};
 use crate::disk::{Disk, RealDisk};
 use crate::open::{Opened, open};
@@ -96,12 +98,32 @@ impl Mdb {
             blocking(move || {
                 while merge::merge_once(&shard)
                     .map_err(|error| HistoryError::Failed(format!("merge segments: {error}")))?
-                {}
+                {
+                }
                 Ok(())
             })
             .await?;
         }
         Ok(())
+    }
+
+    /// Aggregates parameter `name` of a series from `from` on and before `to`; `None`
+    /// where it has no number there. Costs little over long spans: whole blocks are
+    /// answered from their statistics.
+    ///
+    /// # Errors
+    ///
+    /// [`HistoryError::Corrupt`], [`HistoryError::Closed`].
+    pub async fn aggregate(
+        &self,
+        series: Series,
+        name: &str,
+        from: Timestamp,
+        to: Timestamp,
+    ) -> Result<Option<Aggregate>, HistoryError> {
+        self.check_open()?;
+        let (shard, name) = (self.shard_of(&series)?.1.clone(), name.to_owned());
+        blocking(move || shard.aggregate(series, &name, from, to)).await
     }
 
     /// Directory of a shard.
@@ -328,7 +350,13 @@ impl History for Mdb {
         let before = before.map_or(i64::MIN, Timestamp::as_micros);
         for shard in &self.shards {
             if retain::holds_old(shard, account, before) {
-                flush(shard).await?;
+                match flush(shard).await {
+                    // On a full disk this fails, and what is sealed must go all the more.
+                    Err(error @ (HistoryError::Full(_) | HistoryError::Failed(_))) => {
+                        warn!(shard = shard.number, %error, "retention leaves what is not sealed");
+                    }
+                    other => other?,
+                }
             }
         }
         let shards = self.shards.clone();

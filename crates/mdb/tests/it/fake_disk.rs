@@ -116,7 +116,8 @@ impl FakeDisk {
         let mut random = StdRng::seed_from_u64(seed);
         let state = self.0.lock();
         let mut next = State { next_file: state.next_file, ..State::default() };
-        let paths: BTreeSet<&PathBuf> = state.names.keys().chain(state.durable_names.keys()).collect();
+        let paths: BTreeSet<&PathBuf> =
+            state.names.keys().chain(state.durable_names.keys()).collect();
         for path in paths {
             let (now, durable) = (state.names.get(path), state.durable_names.get(path));
             // A change of the directory that was not synced may have been kept or not.

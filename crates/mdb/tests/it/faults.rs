@@ -136,6 +136,47 @@ async fn a_flipped_bit_in_a_segment_costs_one_block() {
 }
 
 #[tokio::test]
+async fn the_tail_goes_up_to_the_damage_and_not_beyond() {
+    let disk = FakeDisk::new();
+    let store = open(&disk.disk(), small()).unwrap();
+    for number in [1, 2] {
+        let content = (0..100).map(|n| message(device(number), n, n * n * 31 % 1_009));
+        append(&store, content.collect()).await;
+    }
+    store.seal().await.unwrap();
+    append(&store, vec![message(device(1), 500, 1)]).await;
+    drop(store);
+    let segment = disk.find(".seg").pop().unwrap();
+    let whole = disk.content(&segment);
+    // The second block is the last thing before the index.
+    let index = u32::from_le_bytes(whole[whole.len() - 16..whole.len() - 12].try_into().unwrap());
+    let at = whole.len() - 16 - index as usize - 10;
+    disk.tamper(&segment, |bytes| bytes[at] ^= 1);
+    let store = open(&disk.disk(), small()).unwrap();
+    let page = store.tail(Cursor::default(), 1_000).await.unwrap();
+    assert_eq!(page.len(), 100, "messages after the damage must not be taken for the next");
+    let next = store.tail(page[99].cursor(), 1_000).await;
+    assert!(matches!(next, Err(HistoryError::Corrupt(_))), "{next:?}");
+}
+
+#[tokio::test]
+async fn retention_frees_a_full_disk() {
+    let disk = FakeDisk::new();
+    let store = open(&disk.disk(), small()).unwrap();
+    append(&store, batch(0, 500)).await;
+    store.seal().await.unwrap();
+    append(&store, batch(500, 510)).await;
+    disk.set_space(Some(0));
+    assert!(matches!(store.append(batch(600, 700)).await, Err(HistoryError::Full(_))));
+    let account = crate::common::ACCOUNT;
+    let before = Some(crate::common::START.plus_micros(500_000_000));
+    let freed = store.retain(fieldline_contracts::Retention { account, before, bytes_max: None });
+    assert!(freed.await.unwrap() > 0);
+    append(&store, batch(600, 610)).await;
+    assert_eq!(all(&store, device(1)).await.len(), 20);
+}
+
+#[tokio::test]
 async fn any_flipped_bit_of_a_segment_is_noticed_or_harmless() {
     let disk = FakeDisk::new();
     let store = open(&disk.disk(), small()).unwrap();
@@ -168,7 +209,10 @@ async fn a_lost_snapshot_is_made_anew() {
     disk.tamper(&snapshot, |bytes| bytes[30] ^= 1);
     let store = open(&disk.disk(), small()).unwrap();
     let mut values = Vec::new();
-    store.last_values(&mut |_, name, value, _| values.push((name.clone(), value.clone()))).await.unwrap();
+    store
+        .last_values(&mut |_, name, value, _| values.push((name.clone(), value.clone())))
+        .await
+        .unwrap();
     assert_eq!(values.len(), 2);
     assert!(append(&store, batch(0, 50)).await.iter().all(|r| r.duplicate));
     append(&store, batch(50, 51)).await;
@@ -226,8 +270,16 @@ async fn a_power_cut_at_any_step_of_sealing_and_merging_loses_nothing() {
             let disk = disk.after_power_cut(seed);
             let store = open(&disk.disk(), small()).unwrap();
             let expected: Vec<i64> = (0..60).collect();
-            assert_eq!(numbers(&all(&store, device(1)).await), expected, "step {step}, seed {seed}");
-            assert_eq!(tail(&store, Cursor::default(), 7).await.len(), 60, "step {step}, seed {seed}");
+            assert_eq!(
+                numbers(&all(&store, device(1)).await),
+                expected,
+                "step {step}, seed {seed}"
+            );
+            assert_eq!(
+                tail(&store, Cursor::default(), 7).await.len(),
+                60,
+                "step {step}, seed {seed}"
+            );
             let again = append(&store, batch(0, 60)).await;
             assert!(again.iter().all(|r| r.duplicate), "step {step}, seed {seed}");
         }
@@ -240,6 +292,7 @@ async fn a_power_cut_at_any_step_of_sealing_and_merging_loses_nothing() {
 
 /// With root's rights, on a file system of 1 MiB; without, the fake disk above stands for it.
 #[tokio::test]
+#[allow(clippy::print_stdout, reason = "who runs it should know what was not tested")]
 async fn a_real_full_disk_refuses_and_recovers() {
     let dir = tempfile::tempdir().unwrap();
     let mount = std::process::Command::new("mount")

@@ -12,5 +12,7 @@ mod common;
 mod conformance;
 mod fake_disk;
 mod faults;
+mod kill;
+mod limits;
 mod model;
 mod sealed;

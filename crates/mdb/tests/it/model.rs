@@ -104,8 +104,14 @@ impl World {
                 for (content, receipt) in contents.into_iter().zip(receipts) {
                     let known = self.acknowledged.contains_key(&content);
                     let attempted = self.attempted.contains(&content);
-                    assert!(receipt.duplicate || !known, "a duplicate was taken for new: {content:?}");
-                    assert!(!receipt.duplicate || known || attempted, "new was taken for a duplicate: {content:?}");
+                    assert!(
+                        receipt.duplicate || !known,
+                        "a duplicate was taken for new: {content:?}"
+                    );
+                    assert!(
+                        !receipt.duplicate || known || attempted,
+                        "new was taken for a duplicate: {content:?}"
+                    );
                     if !known {
                         let place = (!receipt.duplicate).then_some(receipt.cursor);
                         self.acknowledged.insert(content, place);
@@ -146,7 +152,10 @@ impl World {
             for message in &messages {
                 let content = content(message);
                 let told = self.acknowledged.get(&content);
-                assert!(told.is_some() || self.attempted.contains(&content), "never sent: {content:?}");
+                assert!(
+                    told.is_some() || self.attempted.contains(&content),
+                    "never sent: {content:?}"
+                );
                 if let Some(Some(place)) = told {
                     assert_eq!(message.cursor(), *place, "{content:?} moved");
                 }

@@ -6,7 +6,9 @@ use fieldline_contracts::{History, Order, Query, Retention};
 use fieldline_mdb::MdbConfig;
 use fieldline_model::{Accepted, AccountId, Cursor, DeviceId, Series, Stored, Timestamp, Value};
 
-use crate::common::{ACCOUNT, START, all, append, device, message, numbers, open, params, small, tail};
+use crate::common::{
+    ACCOUNT, START, all, append, device, message, numbers, open, params, small, tail,
+};
 use crate::fake_disk::FakeDisk;
 
 #[tokio::test]
@@ -18,7 +20,10 @@ async fn duplicates_are_known_across_sealing_and_restart() {
     store.seal().await.unwrap();
     let again = append(&store, batch.clone()).await;
     assert!(again.iter().all(|r| r.duplicate));
-    assert!(first.iter().zip(&again).all(|(a, b)| a.cursor == b.cursor), "a duplicate names the first's place");
+    assert!(
+        first.iter().zip(&again).all(|(a, b)| a.cursor == b.cursor),
+        "a duplicate names the first's place"
+    );
     drop(store);
     let store = open(&disk.disk(), small()).unwrap();
     assert!(append(&store, batch).await.iter().all(|r| r.duplicate));
@@ -51,7 +56,12 @@ async fn every_kind_of_value_survives_sealing_and_merging() {
                 ("json", Value::Json(std::sync::Arc::new(tree))),
             ]);
             // Messages of many shapes: some parameters are missing, and their order varies.
-            let mut kept: Vec<_> = values.into_iter().enumerate().filter(|(i, _)| (n >> i) & 1 == 0 || n % 5 == 0).map(|(_, v)| v).collect();
+            let mut kept: Vec<_> = values
+                .into_iter()
+                .enumerate()
+                .filter(|(i, _)| (n >> i) & 1 == 0 || n % 5 == 0)
+                .map(|(_, v)| v)
+                .collect();
             if n % 2 == 0 {
                 kept.reverse();
             }
@@ -89,7 +99,8 @@ async fn pages_and_ranges_are_the_same_over_segments_and_memory() {
     let mut model: Vec<(i64, i64)> = Vec::new();
     // Each part overlaps the one before, and some instants have several messages.
     for part in 0..5_i64 {
-        let batch: Vec<(i64, i64)> = (0..200).map(|n| ((part * 60 + n * 7) % 400, part * 1_000 + n)).collect();
+        let batch: Vec<(i64, i64)> =
+            (0..200).map(|n| ((part * 60 + n * 7) % 400, part * 1_000 + n)).collect();
         append(&store, batch.iter().map(|(at, n)| message(series, *at, *n)).collect()).await;
         model.extend(batch);
         if part < 4 {
@@ -173,7 +184,11 @@ async fn retention_by_age_frees_bytes_and_keeps_others() {
         let mut batch = Vec::new();
         for account in 1..=2 {
             for step in 0..400 {
-                batch.push(message(of_account(account, 1), n * 86_400 + step, step * step * 31 % 1_009));
+                batch.push(message(
+                    of_account(account, 1),
+                    n * 86_400 + step,
+                    step * step * 31 % 1_009,
+                ));
             }
         }
         append(&store, batch).await;
@@ -185,7 +200,10 @@ async fn retention_by_age_frees_bytes_and_keeps_others() {
     let freed = store.retain(retention).await.unwrap();
     let after = store.stats(Some(one));
     assert_eq!(after.messages, before.messages * 4 / 10, "whole days went");
-    assert!(freed > 0 && bytes_before - disk.bytes() >= freed as usize / 2, "bytes are not free: {freed}");
+    assert!(
+        freed > 0 && bytes_before - disk.bytes() >= freed as usize / 2,
+        "bytes are not free: {freed}"
+    );
     assert_eq!(store.stats(Some(two)).messages, 4_000);
     assert_eq!(all(&store, of_account(1, 1)).await.len(), 1_600);
     assert_eq!(all(&store, of_account(2, 1)).await.len(), 4_000);
@@ -195,8 +213,16 @@ async fn retention_by_age_frees_bytes_and_keeps_others() {
     store.retain(gone).await.unwrap();
     assert_eq!(store.stats(Some(one)).messages, 0);
     let mut left = BTreeMap::new();
-    store.last_values(&mut |series, name, _, _| { left.insert((series, name.clone()), ()); }).await.unwrap();
-    assert!(left.keys().all(|(series, _)| series.account == two), "last values of a deleted account");
+    store
+        .last_values(&mut |series, name, _, _| {
+            left.insert((series, name.clone()), ());
+        })
+        .await
+        .unwrap();
+    assert!(
+        left.keys().all(|(series, _)| series.account == two),
+        "last values of a deleted account"
+    );
     drop(store);
     let store = open(&disk.disk(), small()).unwrap();
     assert!(all(&store, of_account(1, 1)).await.is_empty());
@@ -208,7 +234,9 @@ async fn retention_by_bytes_takes_the_oldest_first() {
     let disk = FakeDisk::new();
     let store = open(&disk.disk(), MdbConfig { merge_fan_in: 100, shards: 2, ..small() }).unwrap();
     for n in 0..10_i64 {
-        let batch = (0..800).map(|step| message(device((step % 5) as u8), n * 86_400 + step, step * step * 31 % 1_009));
+        let batch = (0..800).map(|step| {
+            message(device((step % 5) as u8), n * 86_400 + step, step * step * 31 % 1_009)
+        });
         append(&store, batch.collect()).await;
         store.seal().await.unwrap();
     }
@@ -217,11 +245,19 @@ async fn retention_by_bytes_takes_the_oldest_first() {
     store.retain(Retention { account: ACCOUNT, before: None, bytes_max }).await.unwrap();
     let after = store.stats(Some(ACCOUNT));
     assert!(after.bytes <= before.bytes / 2, "{} of {} bytes are left", after.bytes, before.bytes);
-    assert!(after.messages >= before.messages / 3, "too much went: {} of {}", after.messages, before.messages);
+    assert!(
+        after.messages >= before.messages / 3,
+        "too much went: {} of {}",
+        after.messages,
+        before.messages
+    );
     for number in 0..5 {
         let left = all(&store, device(number)).await;
         assert!(left.first().unwrap().timestamp() >= day(4), "older messages are left than went");
-        assert_eq!(left.last().unwrap().timestamp().as_seconds() / 86_400, day(9).as_seconds() / 86_400);
+        assert_eq!(
+            left.last().unwrap().timestamp().as_seconds() / 86_400,
+            day(9).as_seconds() / 86_400
+        );
     }
     let none = store.retain(Retention { account: ACCOUNT, before: None, bytes_max }).await.unwrap();
     assert_eq!(none, 0, "a second time there is nothing to free");
@@ -232,7 +268,8 @@ async fn sealing_keeps_pace_by_itself_and_files_stay_few() {
     let disk = FakeDisk::new();
     let store = open(&disk.disk(), MdbConfig { merge_fan_in: 3, ..small() }).unwrap();
     for round in 0..120_i64 {
-        let batch = (0..200).map(|n| message(device((n % 20) as u8), round * 10 + n / 20, round * 200 + n));
+        let batch =
+            (0..200).map(|n| message(device((n % 20) as u8), round * 10 + n / 20, round * 200 + n));
         append(&store, batch.collect()).await;
     }
     store.seal().await.unwrap();

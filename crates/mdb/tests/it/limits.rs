@@ -1,0 +1,156 @@
+//! Bounds: queues that fill, sealing that lags, restarts with settings of another kind.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fieldline_contracts::{History, HistoryError, TestClock};
+use fieldline_mdb::{Mdb, MdbConfig, OpenError};
+use fieldline_model::{Accepted, Timestamp, Value};
+
+use crate::common::{START, all, append, device, message, open, params, small};
+use crate::fake_disk::FakeDisk;
+
+fn large(number: u8, n: i64) -> Accepted {
+    let at = START.plus_micros(n);
+    Accepted::own(
+        device(number),
+        at,
+        params([("n", Value::Int(n)), ("text", Value::from("x".repeat(200_000)))]),
+    )
+}
+
+#[tokio::test]
+async fn appends_wait_for_room_and_are_refused_when_it_does_not_come() {
+    let disk = FakeDisk::new();
+    let config = MdbConfig {
+        queue_bytes_max: 1 << 20,
+        queue_wait_max: Duration::from_millis(50),
+        seal_wait_max: Duration::from_millis(400),
+        frozen_max: 1,
+        ..small()
+    };
+    let store = Arc::new(open(&disk.disk(), config).unwrap());
+    append(&store, vec![large(1, 0)]).await;
+    // Sealing fails from now on, so memtables pile up and the writer waits for it.
+    disk.set_space(Some(3 << 20));
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 1..40 {
+        let store = store.clone();
+        tasks.spawn(async move { store.append(vec![large(1, n)]).await.map(|_| n) });
+    }
+    let (mut stored, mut refused) = (vec![0], 0);
+    while let Some(result) = tasks.join_next().await {
+        match result.unwrap() {
+            Ok(n) => stored.push(n),
+            Err(HistoryError::Busy | HistoryError::Full(_)) => refused += 1,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert!(refused > 0, "more than the queue holds was taken");
+    disk.set_space(None);
+    stored.sort_unstable();
+    assert_eq!(crate::common::numbers(&all(&store, device(1)).await), stored);
+    // Sealing catches up by itself.
+    for n in 100.. {
+        assert!(n < 200, "it does not recover");
+        if store.append(vec![large(1, n)]).await.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn old_messages_are_sealed_by_the_clock() {
+    let disk = FakeDisk::new();
+    let clock = Arc::new(TestClock::at(START));
+    let store = Mdb::open_on(disk.disk(), "/store", MdbConfig::default(), clock.clone()).unwrap();
+    append(&store, vec![message(device(1), 1, 1)]).await;
+    assert_eq!(store.stats(None).unsealed, 1);
+    clock.advance_micros(16 * 60 * 1_000_000);
+    for _ in 0..100 {
+        if store.stats(None).unsealed == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let stats = store.stats(None);
+    assert_eq!((stats.unsealed, stats.segments, stats.messages), (0, 1, 1));
+    assert!(disk.find("wal-").is_empty(), "a log file of sealed messages is left");
+}
+
+#[tokio::test]
+async fn the_count_of_shards_is_fixed_when_the_store_is_made() {
+    let disk = FakeDisk::new();
+    let store = open(&disk.disk(), MdbConfig { shards: 3, ..small() }).unwrap();
+    append(&store, (0..30).map(|n| message(device(n), 1, 1)).collect()).await;
+    drop(store);
+    let store = open(&disk.disk(), MdbConfig { shards: 1, ..small() }).unwrap();
+    assert_eq!(store.shards(), 3);
+    for n in 0..30 {
+        assert_eq!(all(&store, device(n)).await.len(), 1);
+    }
+}
+
+#[test]
+fn settings_out_of_range_are_refused() {
+    let disk = FakeDisk::new();
+    for config in [
+        MdbConfig { shards: 0, ..small() },
+        MdbConfig { wal_bytes_max: 1, ..small() },
+        MdbConfig { memtable_bytes_max: 1, ..small() },
+        MdbConfig { merge_fan_in: 1, ..small() },
+        MdbConfig { queue_bytes_max: 0, ..small() },
+    ] {
+        assert!(matches!(open(&disk.disk(), config), Err(OpenError::Config(_))));
+    }
+}
+
+#[tokio::test]
+async fn aggregates_are_what_the_messages_say() {
+    let disk = FakeDisk::new();
+    let store = open(
+        &disk.disk(),
+        MdbConfig { memtable_bytes_max: 8 << 20, wal_bytes_max: 8 << 20, ..small() },
+    )
+    .unwrap();
+    let series = device(1);
+    let content = |n: i64| n * n * 31 % 1_009 - 300;
+    append(&store, (0..9_000).map(|n| message(series, n, content(n))).collect()).await;
+    store.seal().await.unwrap();
+    // Late messages that overlap one block, and some in memory.
+    append(&store, (5_000..5_010).map(|n| message(series, n, -7_000 - n)).collect()).await;
+    store.seal().await.unwrap();
+    append(&store, (9_000..9_500).map(|n| message(series, n, content(n))).collect()).await;
+    let mut points: Vec<(i64, i64)> = (0..9_500).map(|n| (n, content(n))).collect();
+    points.extend((5_000..5_010).map(|n| (n, -7_000 - n)));
+    points.sort_by_key(|(at, _)| *at);
+    let time = |seconds: i64| START.plus_micros(seconds * 1_000_000);
+    for (from, to) in
+        [(0, 10_000), (100, 8_000), (4_990, 5_005), (9_100, 9_200), (0, 4_096), (20_000, 30_000)]
+    {
+        // `height` is a decimal of the same number.
+        let inside: Vec<f64> = points
+            .iter()
+            .filter(|(at, _)| *at >= from && *at < to)
+            .map(|(_, n)| *n as f64)
+            .collect();
+        for name in ["n", "height"] {
+            let got = store.aggregate(series, name, time(from), time(to)).await.unwrap();
+            let Some(got) = got else {
+                assert!(inside.is_empty());
+                continue;
+            };
+            assert_eq!(got.count, inside.len() as u64, "{from}..{to}");
+            assert_eq!(got.sum, inside.iter().sum::<f64>());
+            assert_eq!(got.min, inside.iter().copied().fold(f64::INFINITY, f64::min));
+            assert_eq!(got.max, inside.iter().copied().fold(f64::NEG_INFINITY, f64::max));
+            assert_eq!((got.first, got.last), (inside[0], inside[inside.len() - 1]));
+            if from == 0 && to > 4_096 {
+                assert!(got.blocks_not_read >= 1, "every block was read");
+            }
+        }
+    }
+    assert_eq!(store.aggregate(series, "absent", time(0), time(9_000)).await.unwrap(), None);
+    assert_eq!(store.aggregate(series, "n", Timestamp::MIN, Timestamp::MIN).await.unwrap(), None);
+}
