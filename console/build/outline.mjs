@@ -18,6 +18,24 @@ function project([longitude, latitude]) {
   return [longitude / 360 + 0.5, 0.5 - Math.log((1 + sine) / (1 - sine)) / (4 * Math.PI)];
 }
 
+// Islands on the date line have points at both edges of the map: each point is put beside the one before it, so that x may
+// lie outside 0..1. The map draws the world several times side by side anyway.
+function unwrap(points) {
+  const out = [];
+  for (const [x, y] of points) {
+    const before = out.length ? out[out.length - 1][0] : x;
+    out.push([x - Math.round(x - before), y]);
+  }
+  return out;
+}
+
+// Antarctica runs once around the world: its ring is closed along the lower edge.
+function closeAtPole(points) {
+  const [first, last] = [points[0], points[points.length - 1]];
+  if (Math.abs(first[0] - last[0]) < 0.5) return points;
+  return [...points, [last[0], 1], [first[0], 1]];
+}
+
 class Writer {
   bytes = [];
 
@@ -41,8 +59,8 @@ class Writer {
 
   line(points, scale, closed) {
     const grid = [];
-    for (const point of points) {
-      const [x, y] = project(point).map((v) => Math.round(v * scale));
+    for (const [wx, wy] of closed ? closeAtPole(unwrap(points.map(project))) : unwrap(points.map(project))) {
+      const [x, y] = [Math.round(wx * scale), Math.round(wy * scale)];
       const last = grid[grid.length - 1];
       if (!last || last[0] !== x || last[1] !== y) grid.push([x, y]);
     }

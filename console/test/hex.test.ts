@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 
-import { hexOf, hues, owners, parseHex, printable, rebase, toHex } from '../src/lib/hex';
+import { depths, hexOf, hues, owners, parseHex, printable, rebase, toHex } from '../src/lib/hex';
 
 describe('hex text', () => {
   it('reads what people paste', () => {
@@ -28,6 +28,10 @@ describe('fields', () => {
   ];
   it('gives each byte to its innermost field', () => {
     expect([...owners(fields, 12)]).toEqual([-1, -1, 1, 1, 1, 1, 2, 2, 0, 0, -1, -1]);
+  });
+  it('knows what lies within what', () => {
+    expect(depths(fields)).toEqual([0, 1, 1, 1]);
+    expect(depths([{ start: 0, end: 4 }, { start: 4, end: 8 }, { start: 4, end: 6 }, { start: 8, end: 9 }])).toEqual([0, 0, 1, 0]);
   });
   it('does not run over the frame', () => {
     expect([...owners([{ start: -3, end: 99 }], 3)]).toEqual([0, 0, 0]);

@@ -20,8 +20,16 @@ describe('outline file', () => {
     expect(lines.borders.length).toBeGreaterThan(100);
     expect(lines.names.length).toBeGreaterThan(150);
   });
-  it('keeps every point in the square', () => {
-    for (const line of [...lines.land, ...lines.lakes, ...lines.borders]) expect(line.every((v) => v >= 0 && v <= 1)).toBe(true);
+  it('keeps every point in the square, or in the one beside it', () => {
+    for (const line of [...lines.land, ...lines.lakes, ...lines.borders]) expect(line.every((v, i) => (i % 2 ? v >= 0 && v <= 1 : v >= -1 && v <= 2))).toBe(true);
+  });
+  it('draws no line across the map', () => {
+    for (const line of [...lines.land, ...lines.lakes, ...lines.borders]) {
+      for (let i = 2; i < line.length; i += 2) {
+        const step = Math.abs(line[i]! - line[i - 2]!);
+        expect(step < 0.5 || line[i + 1] === 1).toBe(true);
+      }
+    }
   });
   it('puts names where their countries are', () => {
     const brazil = lines.names.find((n) => n.text === 'Brazil');

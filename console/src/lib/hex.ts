@@ -45,6 +45,17 @@ export function owners(fields: readonly Pick<Field, 'start' | 'end'>[], length: 
 
 const size = (f: Pick<Field, 'start' | 'end'>) => f.end - f.start;
 
+/** How many other fields hold each field; fields are sorted by start, the longer first. */
+export function depths(fields: readonly Pick<Field, 'start' | 'end'>[]): number[] {
+  const open: number[] = [];
+  return fields.map(({ start, end }) => {
+    while (open.length && (open[open.length - 1]! <= start || open[open.length - 1]! < end)) open.pop();
+    const depth = open.length;
+    if (end > start) open.push(end);
+    return depth;
+  });
+}
+
 export const HUES = 8;
 
 /** A colour number per field: neighbours in the frame differ, and the same field keeps its colour. */

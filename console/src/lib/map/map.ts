@@ -353,7 +353,8 @@ export class FieldMap {
     const seen: Box = {
       x0: view.x - width / 2 / scale, x1: view.x + width / 2 / scale, y0: view.y - height / 2 / scale, y1: view.y + height / 2 / scale,
     };
-    for (let world = Math.floor(seen.x0); world <= Math.floor(seen.x1); world++) {
+    // Shapes on the date line reach into the world beside: one more on each side, of which only those are drawn.
+    for (let world = Math.floor(seen.x0) - 1; world <= Math.floor(seen.x1) + 1; world++) {
       const k = scale / UNIT;
       ctx.setTransform(dpr * k, 0, 0, dpr * k, dpr * (width / 2 + (world - view.x) * scale), dpr * (height / 2 - view.y * scale));
       const inSight = ({ box }: Shape) =>
@@ -367,7 +368,7 @@ export class FieldMap {
       ctx.lineJoin = 'round';
       ctx.lineWidth = 1 / k;
       ctx.strokeStyle = palette.border;
-      for (const { path } of shapes.borders) ctx.stroke(path);
+      for (const border of shapes.borders) if (inSight(border)) ctx.stroke(border.path);
       ctx.lineWidth = 1.1 / k;
       ctx.strokeStyle = palette.coast;
       for (const { path } of land) ctx.stroke(path);
