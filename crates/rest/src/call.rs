@@ -74,12 +74,11 @@ impl Call {
 
     /// The body, an object, as a `T`; errors name the member.
     pub(crate) fn json<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        let value = self.json_any()?;
         // An array would pass as the members in their order.
-        if self.body.trim_ascii_start().first() != Some(&b'{') {
-            return Err(Problem::invalid("the body must be a JSON object"));
+        if self.body.trim_ascii_start().first() == Some(&b'[') {
+            return Err(Problem::invalid("the body must be a JSON object, not an array"));
         }
-        Ok(value)
+        self.json_any()
     }
 
     /// The body as a `T`, whatever JSON that is; errors name the member.

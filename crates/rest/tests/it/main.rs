@@ -7,5 +7,12 @@
     reason = "a test fails by panicking, and is no library"
 )]
 
+mod commands;
+mod live;
+mod messages;
+mod objects;
+mod protocols;
+mod server;
+mod sessions;
 mod support;
 mod tenants;

@@ -368,3 +368,10 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     }
     panic!("within three seconds it did not come to be: {what}");
 }
+
+/// The source of a built-in protocol under another name.
+pub fn renamed(name: &str, new: &str) -> String {
+    let all = fieldline_pvm::library::built_in();
+    let (_, source) = all.iter().find(|(built_in, _)| *built_in == name).unwrap();
+    source.replacen(&format!("protocol {name}"), &format!("protocol {new}"), 1)
+}

@@ -171,6 +171,8 @@ async fn furnish(bench: &Bench, client: &Client) -> Ids {
         .expect(201);
     let token =
         client.post("/api/v1/tokens", json!({"name": MARK, "scopes": ["read"]})).await.expect(201);
+    let source = crate::support::renamed("wialon_ips", "hidden_protocol");
+    client.put("/api/v1/protocols/hidden_protocol", json!({ "source": source })).await.expect(201);
     let info = connection(
         ChannelId(channel.parse::<ChannelId>().unwrap().0),
         Some(device.parse::<DeviceId>().unwrap()),
@@ -212,6 +214,8 @@ async fn every_route_shows_nothing_to_a_foreign_account() {
         let (status, text) = (reply.status.as_u16(), reply.text());
         let said = format!("{} {path}: {status} {text}", row.method);
         assert!(!text.contains(MARK), "the other account's content is shown: {said}");
+        // What is in the path comes back in words; what is not, must not.
+        assert!(path.contains("hidden_protocol") || !text.contains("hidden_protocol"), "{said}");
         match expected {
             Foreign::Hidden => assert_eq!(status, 404, "{said}"),
             Foreign::Own(wanted) => {

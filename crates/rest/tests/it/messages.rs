@@ -1,0 +1,190 @@
+//! Messages and last values.
+
+use fieldline_model::ConnectionId;
+use hyper::Method;
+use serde_json::{Value as Json, json};
+
+use crate::support::{Bench, Client};
+
+async fn publish(client: &Client, device: &str, messages: Json) -> Json {
+    client.post(&format!("/api/v1/devices/{device}/messages"), messages).await.expect(200)
+}
+
+#[tokio::test]
+async fn what_is_published_is_read_with_every_digit() {
+    let bench = Bench::start().await;
+    let client = &bench.root;
+    let device = client.device("a").await;
+    let path = format!("/api/v1/devices/{device}");
+    let body = br#"[{"timestamp":"2026-11-20T10:00:00.5Z","position.latitude":54.7146368,"big":9223372036854775807,"exact":0.123456789012345678,"text":"\u0414\u043e\u043c \"x\"","flag":true,"list":[1,{"a":null}],"gone":null}]"#;
+    let reply = client
+        .raw(
+            Method::POST,
+            &format!("{path}/messages"),
+            &[("content-type", "application/json")],
+            body.to_vec(),
+        )
+        .await;
+    let published = reply.expect(200);
+    assert_eq!(published, json!({"stored": 1, "duplicates": 0, "rejected": 0}));
+    let reply = client
+        .raw(
+            Method::POST,
+            &format!("{path}/messages"),
+            &[("content-type", "application/json")],
+            body.to_vec(),
+        )
+        .await;
+    assert_eq!(reply.expect(200)["duplicates"], 1, "again is the same as once");
+
+    let text = client.get(&format!("{path}/messages")).await.text();
+    for part in [
+        r#""timestamp":"2026-11-20T10:00:00.5Z""#,
+        r#""position.latitude":54.7146368"#,
+        r#""big":9223372036854775807"#,
+        r#""flag":true"#,
+        r#""list":[1,{"a":null}]"#,
+        r#""next":null"#,
+    ] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    let json: Json = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["items"][0]["text"], "Дом \"x\"");
+    assert!(json["items"][0].get("gone").is_none());
+
+    let state = client.get(&format!("{path}/state")).await;
+    let etag = state.header("etag").to_owned();
+    let state = state.expect(200);
+    assert_eq!(
+        state["values"]["position.latitude"],
+        json!({"value": 54.7146368, "timestamp": "2026-11-20T10:00:00.5Z"})
+    );
+    let known =
+        client.send(Method::GET, &format!("{path}/state"), &[("if-none-match", &etag)], None).await;
+    assert_eq!((known.status.as_u16(), known.body.len()), (304, 0));
+    let value = client.get(&format!("{path}/state/position.latitude")).await;
+    assert_eq!(value.text(), r#"{"value":54.7146368,"timestamp":"2026-11-20T10:00:00.5Z"}"#);
+    let detail = client.get(&format!("{path}/state/never.sent")).await.problem(404, "not_found");
+    assert!(detail.contains("never.sent"), "{detail}");
+    let head = client.send(Method::HEAD, &format!("{path}/state/flag"), &[], None).await;
+    assert_eq!((head.status.as_u16(), head.body.len()), (200, 0));
+}
+
+#[tokio::test]
+async fn pages_of_messages_follow_each_other_both_ways() {
+    let bench = Bench::start().await;
+    let device = bench.root.device("a").await;
+    // Three instants, several different messages at each.
+    let messages: Vec<Json> =
+        (0..25).map(|n| json!({"timestamp": 1_790_000_000 + n / 9, "n": n})).collect();
+    publish(&bench.root, &device, json!(messages)).await;
+    for reverse in [false, true] {
+        let (mut cursor, mut seen) = (String::new(), Vec::new());
+        loop {
+            let path = format!(
+                "/api/v1/devices/{device}/messages?limit=4&reverse={reverse}&fields=n&cursor={cursor}"
+            );
+            let page = bench.root.get(&path).await.expect(200);
+            seen.extend(
+                page["items"].as_array().unwrap().iter().map(|item| item["n"].as_i64().unwrap()),
+            );
+            match page["next"].as_str() {
+                Some(next) => cursor = next.to_owned(),
+                None => break,
+            }
+        }
+        let wanted: Vec<i64> = if reverse { (0..25).rev().collect() } else { (0..25).collect() };
+        assert_eq!(seen, wanted);
+    }
+    let part = format!(
+        "/api/v1/devices/{device}/messages?from=1790000001&to=2026-09-21T14:13:22Z&fields=n,absent"
+    );
+    let part = bench.root.get(&part).await.expect(200);
+    assert_eq!(part["items"].as_array().unwrap().len(), 9, "{part}");
+    assert!(part["items"][0].get("absent").is_none());
+    for wrong in ["from=yesterday", "cursor=1.2", "cursor=1.2.3.4", "reverse=x"] {
+        bench
+            .root
+            .get(&format!("/api/v1/devices/{device}/messages?{wrong}"))
+            .await
+            .problem(400, "bad_query");
+    }
+}
+
+#[tokio::test]
+async fn wrong_messages_are_refused_whole_with_the_place() {
+    let bench = Bench::start().await;
+    let device = bench.root.device("a").await;
+    let path = format!("/api/v1/devices/{device}/messages");
+    for (body, words) in [
+        (json!("x"), "array of messages"),
+        (json!([{"a": 1}, 5]), "`[1]`"),
+        (json!([{"a": 1}, {"timestamp": "soon"}]), "`[1].timestamp`"),
+        (json!([{"": 1}]), "`[0].`"),
+    ] {
+        let reply = bench.root.post(&path, body.clone()).await;
+        let detail = reply.problem(422, "invalid");
+        assert!(detail.contains(words), "{body}: {detail}");
+    }
+    let none = bench.root.get(&path).await.expect(200);
+    assert_eq!(none["items"], json!([]), "nothing of a refused batch is stored");
+    let large = json!([{"text": "x".repeat(8 << 20)}]);
+    bench.root.post(&path, large).await.problem(413, "too_large");
+    bench
+        .root
+        .patch(&format!("/api/v1/devices/{device}"), json!({"enabled": false}))
+        .await
+        .expect(200);
+    bench.root.post(&path, json!({"a": 1})).await.problem(409, "conflict");
+}
+
+#[tokio::test]
+async fn the_fleet_is_read_at_once() {
+    let bench = Bench::start().await;
+    for n in 0..5 {
+        let device = bench.root.device(&format!("dev-{n}")).await;
+        publish(
+            &bench.root,
+            &device,
+            json!({"position.latitude": n, "position.longitude": 25, "other": 1}),
+        )
+        .await;
+        if n == 2 {
+            let (id, now) = (device.parse().unwrap(), bench.ingest.now());
+            let connection = ConnectionId::new(now, [1; 10]);
+            bench
+                .platform
+                .state
+                .connected(bench.account, id, connection, "192.0.2.5:1".to_owned(), now)
+                .await;
+        }
+    }
+    let page = bench
+        .root
+        .get("/api/v1/state?params=position.latitude,position.longitude&limit=3")
+        .await
+        .expect(200);
+    let items = page["items"].as_array().unwrap();
+    assert_eq!(items.len(), 3);
+    assert_eq!(items[2]["values"]["position.latitude"]["value"], 2);
+    assert!(items[2]["values"].get("other").is_none());
+    assert_eq!((&items[2]["online"], &items[1]["online"]), (&json!(true), &json!(false)));
+    assert_eq!(items[2]["name"], "dev-2");
+    assert!(items[0]["seen_at"].is_string());
+    let next = page["next"].as_str().unwrap();
+    let rest = bench.root.get(&format!("/api/v1/state?limit=3&cursor={next}")).await.expect(200);
+    assert_eq!(rest["items"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        bench.root.get("/api/v1/devices?online=true").await.expect(200)["items"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+    let state = bench
+        .root
+        .get(&format!("/api/v1/devices/{}/state", items[2]["device"].as_str().unwrap()))
+        .await
+        .expect(200);
+    assert_eq!(state["peer"], "192.0.2.5:1");
+}
