@@ -257,7 +257,6 @@ async fn admit(
             .authorise(will.topic.as_str())
             .map_err(|why| refuse(why.reason, format!("the will: {}", why.text).into()))?;
     }
-    hub.follow(&shared.background, &shared.stop).await;
     let link = Arc::new(Link::default());
     let member = Member {
         link: Arc::clone(&link),
@@ -287,6 +286,8 @@ async fn admit(
     codec::connack(&mut output, version, Reason::Success, &props);
     tracing::debug!(%peer, %connection, client_id = %client_id, actor = %identity.actor.name, "MQTT client connected");
     let session = Session::new(client, link, permit, connect, keep_alive_s, input, output);
+    // After joining, so that the bus is not let go of between the two.
+    hub.follow(&shared.background, &shared.stop).await;
     recheck(shared, &identity, session).await
 }
 

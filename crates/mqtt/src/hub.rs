@@ -349,14 +349,16 @@ impl Hub {
         hits.len()
     }
 
-    /// Follows the account's bus from now on, until nobody is connected any more.
-    /// When this returns, whatever is published is routed. Not cancel-safe.
+    /// Follows the account's bus from now on, until nobody is connected any more:
+    /// to be called after joining. When this returns, whatever is published is
+    /// routed. Cancel-safe: a dropped call has begun to follow or not.
     pub(crate) async fn follow(self: &Arc<Self>, tasks: &TaskTracker, stop: &CancellationToken) {
         let _starting = self.starting.lock().await;
-        if std::mem::replace(&mut self.inner.lock().followed, true) {
+        if self.inner.lock().followed {
             return;
         }
         let mut items = self.bus.subscribe(self.account, TopicFilter::default()).await;
+        self.inner.lock().followed = true;
         let (hub, stop) = (Arc::clone(self), stop.clone());
         tasks.spawn(async move {
             let mut idle = tokio::time::interval(LINGER);
