@@ -84,8 +84,7 @@ pub(crate) async fn page(
     };
     let images = images.map(|origin| format!(" {origin}")).unwrap_or_default();
     let policy = format!(
-        "default-src 'self'; img-src 'self' data: blob:{images}; connect-src 'self'{images}; \
-         style-src 'self' 'unsafe-inline'; worker-src 'self' blob:; object-src 'none'; \
+        "default-src 'self'; img-src 'self' data: blob:{images}; object-src 'none'; \
          base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     );
     let mut response = content(request, "text/html; charset=utf-8", index);

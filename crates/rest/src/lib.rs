@@ -155,6 +155,20 @@ pub fn openapi() -> String {
     document::render()
 }
 
+/// Reads `text` as the query of every route, each parameter in every way there is. For fuzzing: it
+/// must not panic, whatever the text.
+#[doc(hidden)]
+pub fn read_query(text: &str) {
+    for route in routes::ROUTES {
+        let names = route.query.iter().map(|param| param.name);
+        let Ok(query) = query::Query::read(Some(text), names.clone()) else { continue };
+        let _pages = (query.after_id(), query.after_message(), query.limit(1, 1_000));
+        for name in names {
+            let _read = (query.time(name), query.flag(name), query.number(name, 0, 0..=60_000));
+        }
+    }
+}
+
 /// A row of the table of routes, for tests that go through all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RouteRow {
