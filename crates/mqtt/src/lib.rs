@@ -3,7 +3,7 @@
 //!
 //! MQTT 3.1.1 and 5 over TCP and TLS, QoS 0 and 1. A client signs in with an
 //! API token, which decides the account; each account has a routing table and
-//! a bus subscription of its own ([`hub`]), so nothing of another's can be
+//! a bus subscription of its own (`hub.rs`), so nothing of another's can be
 //! named, let alone reached. What a client publishes to `ingest/…` goes through
 //! `fieldline_ingest::Ingest` and is acknowledged when it is durable; what
 //! it publishes to `command/…` is queued by `Commands`. `docs/mqtt.md` is for
@@ -11,7 +11,7 @@
 //!
 //! It is not a general broker: sessions end with their connection, and free
 //! topics exist under `client/` only. QoS 2 and persistent sessions have their
-//! place in [`session`]: what a connection owes its client is the queue of
+//! place in `session.rs`: what a connection owes its client is the queue of
 //! `link` and the packet numbers of `inflight`, both made to be kept longer.
 //!
 //! Start reading at [`run`], then `session.rs`. It may import
