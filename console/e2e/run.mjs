@@ -8,7 +8,7 @@ import { connect } from 'node:net';
 import { assert, launch, OUT, run, until, watch } from './lib.mjs';
 
 const BASE = (process.env.FIELDLINE_URL ?? 'http://127.0.0.1:8080').replace(/\/$/, '');
-const PASSWORD = process.env.FIELDLINE_PASSWORD ?? `correct horse ${process.pid}`;
+const PASSWORD = process.env.FIELDLINE_PASSWORD ?? 'correct horse battery staple';
 const TOKEN = process.env.FIELDLINE_TOKEN;
 const RUN = Date.now().toString(36);
 
@@ -154,11 +154,11 @@ const steps = [
   }],
   ['device: values come live', async () => {
     if (TOKEN) {
-      // One that is online and talks, if the first of the list does not.
-      const online = (await http('GET', '/devices?online=true&limit=50')).body.items;
-      const rank = (d) => `${d.protocol === 'teltonika' ? 1 : 0}${d.seen_at}`;
-      const talking = online.sort((a, b) => (rank(a) < rank(b) ? 1 : -1))[0];
-      deviceId = talking?.id ?? deviceId;
+      // One that talks over TCP, which can also be asked.
+      const channels = (await http('GET', '/channels')).body.items;
+      const channel = channels.find((c) => c.protocol === 'teltonika' && c.transport === 'tcp');
+      const held = channel ? (await http('GET', `/channels/${channel.id}/connections`)).body.items : [];
+      deviceId = held.find((c) => c.device)?.device ?? deviceId;
     }
     await go(`/devices/${deviceId}`);
     await seen('td.val');

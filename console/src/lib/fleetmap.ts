@@ -8,6 +8,7 @@ export class FleetMarkers implements Markers {
   points = { count: 0, xs: new Float64Array(0), ys: new Float64Array(0) };
   private mask: ((row: Row) => boolean) | null = null;
   private fitted = false;
+  private fittedWhole = false;
 
   constructor(
     private readonly fleet: Fleet,
@@ -38,7 +39,9 @@ export class FleetMarkers implements Markers {
       const rows = changes.structure ? fleet.rows : changes.rows;
       for (const row of rows) points.xs[row.i] = this.mask(row) ? fleet.xs[row.i]! : Number.NaN;
     }
+    // Shown at once with what is there, and again when all is there, unless someone has moved the map by then.
     if (!this.fitted && fleet.rows.length > 0) this.fitted = this.fit(false);
+    if (!this.fittedWhole && fleet.loaded) this.fittedWhole = this.map.touched || this.fit(false);
     // A large fleet needs fewer pictures a second: its groups hardly move.
     this.map.motion_ms = points.count > 20_000 ? 250 : points.count > 3000 ? 100 : 40;
     if (changes.structure) this.map.invalidate();

@@ -67,6 +67,8 @@ export class FieldMap {
   private lastFrame = 0;
   private drawnAt = 0;
   private later: ReturnType<typeof setTimeout> | undefined;
+  /** Whether someone has moved or zoomed the map. */
+  touched = false;
   /** Milliseconds between pictures of moving markers; a page that needs the time raises it. */
   motion_ms = 40;
   private target: View | null = null;
@@ -166,11 +168,13 @@ export class FieldMap {
   }
 
   zoomBy(step: number, px = this.width / 2, py = this.height / 2): void {
+    this.touched = true;
     const from = this.target ?? this.view;
     this.glide(clampView(zoomAround(from, this.width, this.height, px, py, from.zoom + step), this.height));
   }
 
   panBy(dx: number, dy: number): void {
+    this.touched = true;
     const scale = worldPx(this.view.zoom);
     this.setView({ ...this.view, x: this.view.x + dx / scale, y: this.view.y + dy / scale });
   }
@@ -810,6 +814,7 @@ export class FieldMap {
     if (b && gesture.distance > 0 && distance > 0) {
       view = zoomAround(view, this.width, this.height, x, y, view.zoom + Math.log2(distance / gesture.distance));
     }
+    this.touched = true;
     const span = Math.max(1, time - gesture.at);
     this.velocity = b ? [0, 0] : [0.6 * (dx / span) + 0.4 * this.velocity[0], 0.6 * (dy / span) + 0.4 * this.velocity[1]];
     this.gesture = { x, y, distance, moved: true, at: time };
