@@ -19,7 +19,7 @@ use crate::program::{
     SettingDecl, Table,
 };
 use crate::vm::functions::Fun;
-use crate::vm::value::Val;
+use crate::vm::value::{POOL, Part, Val};
 
 /// Most instructions of a program.
 const OPS_MAX: usize = 60_000;
@@ -42,7 +42,9 @@ struct Source<'a> {
 
 /// Makes a program of `file`; whatever is wrong is added to `findings`.
 pub(crate) fn compile(source: &str, file: &File, findings: &mut Vec<Finding>) -> Program {
+    let broken = !findings.is_empty();
     let mut compiler = Compiler {
+        broken,
         lines: Lines::new(source),
         program: Program::default(),
         findings,
@@ -76,6 +78,8 @@ struct Loop {
 }
 
 struct Compiler<'a, 'f> {
+    /// The source did not parse whole, so what is missing may be what was not understood.
+    broken: bool,
     lines: Lines,
     program: Program,
     findings: &'f mut Vec<Finding>,
@@ -138,6 +142,7 @@ impl<'a> Compiler<'a, '_> {
             }
         }
         self.program.description.clone_from(&file.description);
+        self.program.carriers = ["tcp", "udp"].map(|name| self.pooled(Val::Text(name.into())));
         for (name, close) in MACHINE_CLASSES {
             self.class(name, false, *close);
         }
@@ -220,6 +225,7 @@ impl<'a> Compiler<'a, '_> {
                 Item::Var { name, value } => {
                     self.not_reserved(name);
                     let value = self.constant(value);
+                    let value = self.pooled(value);
                     let at = u16::try_from(self.program.vars.len()).unwrap_or(u16::MAX);
                     if self.var_names.insert(&name.text, at).is_some() {
                         self.twice(name, "variable");
@@ -405,7 +411,9 @@ impl<'a> Compiler<'a, '_> {
                 _ => {}
             }
         }
-        self.transports(file);
+        if !self.broken {
+            self.transports(file);
+        }
         // Answers to errors are compiled like rules.
         for item in &file.items {
             if let Item::Error { names, answer, .. } = item
@@ -543,11 +551,29 @@ impl<'a> Compiler<'a, '_> {
         Reg::try_from(reg).unwrap_or(0)
     }
 
+    /// Texts and bytes live in the program's pool, so that loading one costs no counting.
+    fn pooled(&mut self, value: Val) -> Val {
+        let (text, bytes) = match &value {
+            Val::Text(text) => (true, text.as_bytes()),
+            Val::Bytes(bytes) => (false, &**bytes),
+            _ => return value,
+        };
+        let pool = &mut self.program.pool;
+        let found = crate::vm::text::find(pool, bytes, 0);
+        let start = found.unwrap_or_else(|| {
+            pool.extend_from_slice(bytes);
+            pool.len() - bytes.len()
+        });
+        // The source is shorter than 4 GiB, and so is the pool.
+        let place = |at: usize| u32::try_from(at).unwrap_or(0);
+        Val::Part(Part { buffer: POOL, text, start: place(start), end: place(start + bytes.len()) })
+    }
+
     fn add_const(&mut self, value: Val) -> u16 {
+        let value = self.pooled(value);
         let same = |other: &Val| match (other, &value) {
             (Val::Int(a), Val::Int(b)) => a == b,
-            (Val::Text(a), Val::Text(b)) => a == b,
-            (Val::Bytes(a), Val::Bytes(b)) => a == b,
+            (Val::Part(a), Val::Part(b)) => a == b,
             (Val::Null, Val::Null) => true,
             (Val::Bool(a), Val::Bool(b)) => a == b,
             _ => false,

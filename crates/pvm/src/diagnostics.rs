@@ -162,7 +162,7 @@ pub(crate) fn diagnostics(name: &str, source: &str, findings: Vec<Finding>) -> D
 
 /// The known name nearest to `word`, if one is near enough to be what was meant.
 pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let allowed = (word.chars().count() / 3).clamp(1, 3);
+    let allowed = (word.chars().count() * 2 / 5).clamp(1, 3);
     known
         .into_iter()
         .map(|candidate| (distance(word, candidate), candidate))

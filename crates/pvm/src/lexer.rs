@@ -188,7 +188,11 @@ impl Lexer<'_, '_> {
                 }
                 None => {
                     self.at += c.len_utf8();
-                    let finding = self.finding(start, format!("`{}` has no meaning here", c.escape_debug()));
+                    if c == '\'' {
+                        self.take(|c| c != '\'' && c != '\n');
+                        self.at += usize::from(self.peek() == Some('\''));
+                    }
+                    let finding = self.finding(start, format!("`{}` has no meaning here", shown(c)));
                     finding.hint = match c {
                         ';' => Some("statements end with the line".into()),
                         '\'' => Some("text stands in double quotes".into()),
@@ -315,6 +319,11 @@ impl Lexer<'_, '_> {
             _ => return None,
         })
     }
+}
+
+/// A character for a message: as it is, unless it would not be seen.
+fn shown(c: char) -> String {
+    if c.is_control() || c.is_whitespace() { c.escape_unicode().to_string() } else { c.to_string() }
 }
 
 /// The decimal `text × 10^exponent`, if it fits.

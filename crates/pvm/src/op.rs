@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use crate::ast::{BinaryOp, UnaryOp};
 use crate::program::Program;
 use crate::vm::functions::Fun;
+use crate::vm::value::Val;
 
 /// A register of the running rule.
 pub(crate) type Reg = u8;
@@ -143,6 +144,10 @@ pub(crate) enum Op {
     Binary { op: BinaryOp, dst: Reg, left: Reg, right: Reg },
     BinaryConst { op: BinaryOp, dst: Reg, left: Reg, index: u16 },
     Apply { fun: Fun, dst: Reg, first: Reg, count: u8 },
+    /// `number(…)`, which text protocols live on.
+    Number { dst: Reg, src: Reg },
+    /// Makes the register null if it equals the constant.
+    NullIf { reg: Reg, index: u16 },
     Jump { to: u32 },
     JumpIf { src: Reg, to: u32 },
     JumpIfNot { src: Reg, to: u32 },
@@ -227,8 +232,16 @@ impl Program {
 
     /// One instruction, its constants and names spelled out.
     fn op_text(&self, op: &Op) -> String {
-        let constant = |index: u16| {
-            self.consts.get(usize::from(index)).map_or_else(|| "?".into(), ToString::to_string)
+        let constant = |index: u16| match self.consts.get(usize::from(index)) {
+            Some(Val::Part(part)) => {
+                let bytes = self.pool.get(part.start as usize..part.end as usize).unwrap_or(&[]);
+                match std::str::from_utf8(bytes) {
+                    Ok(text) => format!("{text:?}"),
+                    Err(_) => format!("x\"{}\"", fieldline_model::value::to_hex(bytes)),
+                }
+            }
+            Some(other) => other.to_string(),
+            None => "?".into(),
         };
         let class = |index: u16| {
             self.classes.get(usize::from(index)).map_or_else(|| "?".into(), |c| c.name.to_string())
@@ -241,6 +254,7 @@ impl Program {
             Op::BinaryConst { op, dst, left, index } => {
                 format!("{op:?} r{dst}, r{left}, {}", constant(index)).to_lowercase()
             }
+            Op::NullIf { reg, index } => format!("null_if r{reg}, {}", constant(index)),
             Op::JumpUnless { src, index, to } => {
                 format!("jump_unless r{src} == {}, {to}", constant(index))
             }

@@ -152,6 +152,7 @@ impl Parser<'_, '_> {
         loop {
             match self.tok() {
                 Tok::End => return,
+                _ if self.at_item() => return,
                 Tok::Newline if depth == 0 => {
                     self.newlines();
                     return;
@@ -312,7 +313,7 @@ impl Parser<'_, '_> {
             if self.take("}") {
                 return Ok(Item::Table { name, unknown, rows });
             }
-            if *self.tok() == Tok::End {
+            if *self.tok() == Tok::End || self.at_item() {
                 return self.unexpected("`}` at the end of the table");
             }
             match self.row().and_then(|row| self.end_of_line().map(|()| row)) {
@@ -416,9 +417,7 @@ impl Parser<'_, '_> {
             if self.take("}") {
                 break true;
             }
-            let misplaced = matches!(self.tok(), Tok::Name(word)
-                if matches!(word.as_str(), "rule" | "table" | "on" | "command" | "define"));
-            if *self.tok() == Tok::End || misplaced && self.looks_like_item() {
+            if *self.tok() == Tok::End || self.at_item() {
                 break false;
             }
             let (start, before) = (self.span(), self.at);
@@ -435,13 +434,20 @@ impl Parser<'_, '_> {
             return Ok(statements);
         }
         let finding = Finding::new(self.span(), format!("unexpected {}", self.found()));
-        self.findings.push(finding.expected("`}` at the end of the block before it"));
-        Ok(statements)
+        // The blocks around it are left open by the same mistake.
+        if self.findings.last().is_none_or(|last| last.span != finding.span) {
+            self.findings.push(finding.expected("`}` at the end of the block before it"));
+        }
+        Err(GivenUp)
     }
 
-    /// Whether a declaration begins here: its word and a name, on a line of its own.
-    fn looks_like_item(&self) -> bool {
-        matches!(self.tokens.get(self.at + 1), Some(Token { tok: Tok::Name(_), .. }))
+    /// Whether a declaration begins here: its word and a name, at the start of a line.
+    fn at_item(&self) -> bool {
+        let words = ["rule", "table", "on", "command", "define"];
+        let before = self.at.checked_sub(1).and_then(|at| self.tokens.get(at));
+        matches!(self.tok(), Tok::Name(word) if words.contains(&word.as_str()))
+            && matches!(self.tokens.get(self.at + 1), Some(Token { tok: Tok::Name(_), .. }))
+            && before.is_none_or(|t| t.tok == Tok::Newline)
     }
 
     fn list(&mut self) -> Parsed<Vec<Expr>> {

@@ -100,6 +100,10 @@ pub struct Program {
     /// The same, telling of each field.
     pub(crate) traced: Code,
     pub(crate) consts: Vec<Val>,
+    /// Contents of constant texts and bytes.
+    pub(crate) pool: Vec<u8>,
+    /// `tcp` and `udp`, as programs see them.
+    pub(crate) carriers: [Val; 2],
     pub(crate) names: Vec<ParamName>,
     pub(crate) scales: Vec<Decimal>,
     pub(crate) classes: Vec<Class>,

@@ -289,7 +289,7 @@ impl Session {
             }
             let rule = if datagram { self.program.on_datagram } else { self.program.on_stream };
             let Some(rule) = rule else { return self.no_rule() };
-            let (program, traced) = (&self.program, self.options.trace);
+            let (program, traced) = (&self.program, self.options.trace || self.options.lenient);
             match &mut self.machine {
                 Some(machine) => machine.reset(program, rule, traced, self.hints),
                 None => {
@@ -307,7 +307,8 @@ impl Session {
             ended: self.ended,
             limits: self.options.limits,
             lenient: self.options.lenient,
-            traced: self.options.trace,
+            // Under the lenient option a read may half succeed: only single steps do that right.
+            traced: self.options.trace || self.options.lenient,
             datagram,
             now,
             ident: self.ident.as_ref(),
@@ -329,7 +330,11 @@ impl Session {
                     messages: std::mem::take(&mut machine.messages),
                     replies: std::mem::take(&mut machine.replies),
                     command_answer: machine.answer.take(),
-                    fields: std::mem::take(&mut machine.fields),
+                    fields: if self.options.trace {
+                        std::mem::take(&mut machine.fields)
+                    } else {
+                        Vec::new()
+                    },
                     error: machine.error.take(),
                     close: machine.close,
                 };

@@ -1,7 +1,7 @@
 //! How fast the machine decodes, against decoders written by hand in Rust for the same frames.
 //!
 //! Both give the same messages, which is checked first. Run `bench/decode.sh`; the last lines are
-//! `ratio NAME X`, machine over hand, frames of the shared vectors.
+//! `ratio NAME X`, machine over hand, frames of the shared vectors. An argument picks one protocol.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints what it measures")]
 
@@ -26,8 +26,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let text = std::fs::read_to_string(directory.join("telematics.json"))
         .map_err(|error| format!("VECTORS ABSENT: {}: {error}", directory.display()))?;
     let file: serde_json::Value = serde_json::from_str(&text)?;
+    let only = std::env::args().nth(1);
     let mut ratios = Vec::new();
     for (name, decode) in [("teltonika", teltonika::decode as Decode), ("wialon_ips", wialon_ips::decode)] {
+        if only.as_deref().is_some_and(|only| only != name) {
+            continue;
+        }
         let frames = frames(&file, name, decode);
         let source = fieldline_pvm::library::built_in().iter().find(|(n, _)| *n == name);
         let source = source.map(|(_, source)| *source).ok_or("the protocol is not built in")?;

@@ -255,13 +255,13 @@ fn entry(params: &mut Params, id: u16, raw: u64, width: u32) {
         return params.push(unknown(id), Value::from(raw));
     };
     let number = match entry.kind {
-        Kind::Bool if raw <= 1 => return params.push(entry.name.clone(), Value::Bool(raw == 1)),
-        Kind::Bool => return params.push(entry.raw.clone(), Value::from(raw)),
-        Kind::Unsigned => match i64::try_from(raw) {
+        Bool if raw <= 1 => return params.push(entry.name.clone(), Value::Bool(raw == 1)),
+        Bool => return params.push(entry.raw.clone(), Value::from(raw)),
+        Unsigned => match i64::try_from(raw) {
             Ok(number) => number,
             Err(_) => return params.push(entry.raw.clone(), Value::from(raw)),
         },
-        Kind::Signed => {
+        Signed => {
             let unused = 64 - 8 * width;
             (raw << unused).cast_signed() >> unused
         }

@@ -232,6 +232,25 @@ impl<'a> Compiler<'a, '_> {
             if fun == Fun::Datetime {
                 self.datetime_patterns(args);
             }
+            match (fun, args) {
+                (Fun::Number, [text]) => {
+                    let src = self.eval(text);
+                    self.emit(Op::Number { dst, src });
+                    return;
+                }
+                (Fun::Unless, [value, others @ ..]) => {
+                    let others: Option<Vec<Val>> = others.iter().map(fold).collect();
+                    if let Some(others) = others {
+                        self.eval_into(value, dst);
+                        for other in others {
+                            let index = self.add_const(other);
+                            self.emit(Op::NullIf { reg: dst, index });
+                        }
+                        return;
+                    }
+                }
+                _ => {}
+            }
             let first = self.arguments(args);
             let count = u8::try_from(args.len()).unwrap_or(u8::MAX);
             self.emit(Op::Apply { fun, dst, first, count });
@@ -339,7 +358,7 @@ impl<'a> Compiler<'a, '_> {
 
 /// The value of an expression of literals only.
 pub(super) fn fold(expr: &Expr) -> Option<Val> {
-    let context = Context { input: &[], derived: &[], inflate_bytes_max: 0, cost: 0 };
+    let context = Context { input: &[], derived: &[], pool: &[], inflate_bytes_max: 0, cost: 0 };
     Some(match &expr.kind {
         ExprKind::Null => Val::Null,
         ExprKind::Bool(b) => Val::Bool(*b),

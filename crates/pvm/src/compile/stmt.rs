@@ -243,13 +243,22 @@ impl<'a> Compiler<'a, '_> {
 
     fn set(&mut self, target: &'a Target, value: &'a Expr, reads: bool, otherwise: Option<&Name>) {
         let does_read = self.reads(value, 0);
-        if reads && !does_read {
+        let before = self.findings.len();
+        self.set_target(target, value, reads, otherwise);
+        // What is unknown may have been meant to read.
+        if reads == does_read || self.findings.len() > before {
+            return;
+        }
+        if reads {
             self.finding(value.span, "this reads no bytes").hint =
                 Some("`name: …` is for fields of the frame; write `name = …`".into());
-        } else if !reads && does_read {
+        } else {
             self.finding(value.span, "this reads bytes").hint =
                 Some("`name = …` is for what is computed; write `name: …`".into());
         }
+    }
+
+    fn set_target(&mut self, target: &'a Target, value: &'a Expr, reads: bool, otherwise: Option<&Name>) {
         if otherwise.is_none() {
             let quick = match target {
                 Target::Param(name) => self.read_param(name, value),

@@ -142,8 +142,10 @@ impl<'a> Frame<'a> {
 fn same(key: &str, stated: &Json, value: &Value) -> bool {
     match (stated, value) {
         (Json::Bool(a), Value::Bool(b)) => a == b,
-        (Json::Number(n), Value::Int(_) | Value::Uint(_)) if n.is_i64() || n.is_u64() => {
-            // Whole numbers are compared to the last bit.
+        (Json::Number(n), Value::Int(_) | Value::Uint(_) | Value::Decimal(_))
+            if (n.is_i64() || n.is_u64()) && !key.starts_with("position.") =>
+        {
+            // Whole numbers are compared to the last digit.
             Value::from_json(stated.clone()).is_some_and(|stated| stated == *value)
         }
         (Json::Number(n), _) => match (n.as_f64(), value.as_f64()) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::crc;
 use super::text::{coordinate, hex_number, integer, number};
 use super::time::Clock;
-use super::value::{Part, Val};
+use super::value::{POOL, Part, Val};
 
 macro_rules! functions {
     ($($(#[doc = $doc:literal])+ $fun:ident $name:literal $least:literal $most:literal;)+) => {
@@ -110,6 +110,8 @@ impl Fun {
 pub(crate) struct Context<'a> {
     pub(crate) input: &'a [u8],
     pub(crate) derived: &'a [Arc<[u8]>],
+    /// Constants of the program.
+    pub(crate) pool: &'a [u8],
     /// Most bytes that may be inflated.
     pub(crate) inflate_bytes_max: usize,
     /// Steps that the call costs beyond its own.
@@ -118,6 +120,7 @@ pub(crate) struct Context<'a> {
 
 impl<'a> Context<'a> {
     /// The bytes of text, bytes or a part.
+    #[inline]
     pub(crate) fn bytes<'v>(&self, value: &'v Val) -> Option<&'v [u8]>
     where
         'a: 'v,
@@ -130,10 +133,12 @@ impl<'a> Context<'a> {
         })
     }
 
+    #[inline]
     pub(crate) fn part(&self, part: Part) -> &'a [u8] {
-        let buffer = match usize::from(part.buffer).checked_sub(1) {
-            None => self.input,
-            Some(at) => self.derived.get(at).map_or(&[][..], |b| &**b),
+        let buffer = match part.buffer {
+            0 => self.input,
+            POOL => self.pool,
+            derived => self.derived.get(usize::from(derived) - 1).map_or(&[][..], |b| &**b),
         };
         buffer.get(part.start as usize..part.end as usize).unwrap_or(&[])
     }

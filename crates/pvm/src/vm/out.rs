@@ -15,7 +15,7 @@ use crate::program::{BAD_VALUE, Entry, LIMIT_EXCEEDED};
 use crate::session::{CommandAnswer, Reply, TraceField};
 
 /// Most fields that a trace lists.
-pub(super) const FIELDS_MAX: usize = 100_000;
+pub(super) const FIELDS_MAX: usize = 50_000;
 /// Most parameters of a message.
 const PARAMS_MAX: usize = 8_192;
 /// What a parameter counts against the limit on output, besides its content.
@@ -135,7 +135,11 @@ impl Machine {
     }
 
     pub(super) fn store_dynamic(&mut self, env: &Environment<'_>, name: Reg, src: Reg) -> Result<(), Fault> {
-        let param = self.spelled(env, name).and_then(|name| ParamName::new(name).ok());
+        let param = match self.context(env).bytes(self.reg(name)).map(std::str::from_utf8) {
+            Some(Ok(text)) => ParamName::new(text).ok(),
+            Some(Err(_)) => None,
+            None => self.spelled(env, name).and_then(|text| ParamName::new(text).ok()),
+        };
         match (param, self.value(env, src)) {
             (Some(param), Some(value)) => {
                 self.message_bytes += param.as_str().len();
@@ -322,7 +326,7 @@ impl Machine {
         }
         // What stands in a derived buffer has no place of its own in the frame.
         let (start, end) = match self.reg(src) {
-            Val::Part(part) if part.buffer == 0 => (part.start as usize, part.end as usize),
+            Val::Part(part) if part.buffer == 0 && read => (part.start as usize, part.end as usize),
             _ if self.buffer > 0 => (self.length(), self.length()),
             _ if read => (self.field_start.min(self.pos), self.pos),
             _ => (self.pos, self.pos),

@@ -150,13 +150,14 @@ impl Machine {
         id: Kind,
         value: Kind,
     ) -> Ran {
-        let (number, width) = (self.pos, id.width() + value.width());
-        let fits = number + width <= self.end;
-        let id = bits(data, number, id).filter(|_| fits);
-        let raw = bits(data, number + width - value.width(), value).filter(|_| fits);
-        let (Some(id), Some(raw)) = (id, raw) else { return self.missing(env, data, width) };
-        self.pos += width;
-        self.store_number(env, table, id, raw, value.width())?;
+        let at = self.pos;
+        let fits = at + id.width() + value.width() <= self.end;
+        let read = bits(data, at, id).zip(bits(data, at + id.width(), value)).filter(|_| fits);
+        let Some((number, raw)) = read else {
+            return self.missing_entry(env, data, id.width(), value.width());
+        };
+        self.pos += id.width() + value.width();
+        self.store_number(env, table, number, raw, value.width())?;
         Ok(Next::Go)
     }
 
@@ -175,19 +176,33 @@ impl Machine {
             let at = self.pos;
             let fits = at + width <= self.end;
             let read = bits(data, at, id).zip(bits(data, at + id.width(), value)).filter(|_| fits);
-            let Some((id, raw)) = read else {
+            let Some((number, raw)) = read else {
                 self.set(count, Val::Int(left));
-                return self.missing(env, data, width);
+                return self.missing_entry(env, data, id.width(), value.width());
             };
             self.pos += width;
             self.steps += 1;
             if self.steps > env.limits.steps_max {
                 return Err(Fault::new(LIMIT_EXCEEDED, "too many steps"));
             }
-            self.store_number(env, table, id, raw, value.width())?;
+            self.store_number(env, table, number, raw, value.width())?;
             left -= 1;
         }
         Ok(Next::Go)
+    }
+
+    /// An id or the value after it is missing: said as if they were read one after the other.
+    fn missing_entry(&mut self, env: &Environment<'_>, data: &[u8], id: usize, value: usize) -> Ran {
+        let start = self.pos;
+        if start + id > self.end.min(data.len()) {
+            return self.missing(env, data, id);
+        }
+        self.pos += id;
+        let next = self.missing(env, data, value);
+        if matches!(next, Ok(Next::Stop(Stop::NeedMore))) {
+            self.pos = start;
+        }
+        next
     }
 
     pub(super) fn take(
@@ -245,7 +260,9 @@ impl Machine {
         or_end: bool,
     ) -> Ran {
         let delimiter = match env.program.consts.get(usize::from(index)) {
-            Some(Val::Bytes(bytes)) => &**bytes,
+            Some(Val::Part(part)) => {
+                env.program.pool.get(part.start as usize..part.end as usize).unwrap_or(&[])
+            }
             _ => &[],
         };
         let end = self.end.min(data.len());

@@ -1,7 +1,7 @@
 //! The loop over instructions.
 
 use super::functions::Context;
-use super::value::Val;
+use super::value::{POOL, Val};
 use super::{Attempt, Call, Environment, Fault, Machine, OPEN, Stop, Within, arithmetic};
 use crate::ast::BinaryOp;
 use crate::op::{Builtin, Op, Reg};
@@ -116,6 +116,24 @@ impl Machine {
                 self.steps += cost;
                 self.set(dst, value);
             }
+            Op::Number { dst, src } => {
+                let value = match self.reg(src) {
+                    Val::Null => Val::Null,
+                    Val::Invalid => Val::Invalid,
+                    number @ (Val::Int(_) | Val::Uint(_) | Val::Dec(_) | Val::Float(_)) => number.clone(),
+                    text => match self.context(env).bytes(text) {
+                        Some(text) => super::text::number(text),
+                        None => Val::Invalid,
+                    },
+                };
+                self.set(dst, value);
+            }
+            Op::NullIf { reg, index } => {
+                let constant = program.consts.get(usize::from(index)).unwrap_or(&Val::Null);
+                if arithmetic::equal(&self.context(env), self.reg(reg), constant) {
+                    self.set(reg, Val::Null);
+                }
+            }
             Op::Jump { to } => return Ok(Next::Jump(to)),
             Op::JumpIf { src, to } => {
                 if self.truth(src)? {
@@ -163,6 +181,18 @@ impl Machine {
                 }
                 None => return Ok(Next::Stop(Stop::Done { length: self.length() })),
             },
+            Op::Until { dst, index, or_end } => return self.until(env, data, dst, index, or_end),
+            Op::Store { name, src } => {
+                let name = program.names.get(usize::from(name));
+                if let (Some(name), Some(value)) = (name, self.value(env, src)) {
+                    self.store(env, name.clone(), value)?;
+                }
+            }
+            Op::Require { src, class } => {
+                if matches!(self.reg(src), Val::Invalid) {
+                    return Err(Fault::new(class, "the value has not the form that it must have"));
+                }
+            }
             other => return self.execute_rare(env, data, other),
         }
         Ok(Next::Go)
@@ -194,14 +224,7 @@ impl Machine {
             Op::Peek { dst, kind } => return self.peek(env, data, dst, kind),
             Op::Take { dst, count, text } => return self.take(env, data, dst, count, text),
             Op::Rest { dst } => return self.rest(env, data, dst),
-            Op::Until { dst, index, or_end } => return self.until(env, data, dst, index, or_end),
             Op::Skip { count } => return self.skip(env, data, count),
-            Op::Store { name, src } => {
-                let name = env.program.names.get(usize::from(name));
-                if let (Some(name), Some(value)) = (name, self.value(env, src)) {
-                    self.store(env, name.clone(), value)?;
-                }
-            }
             Op::StoreTime { src } => {
                 if let Val::Time(micros) = self.reg(src) {
                     self.message.timestamp = Some(fieldline_model::Timestamp::from_micros(*micros));
@@ -250,11 +273,6 @@ impl Machine {
                     return self.soft(env, class, message);
                 }
             }
-            Op::Require { src, class } => {
-                if matches!(self.reg(src), Val::Invalid) {
-                    return Err(Fault::new(class, "the value has not the form that it must have"));
-                }
-            }
             Op::Fail { class } => return Err(Fault::new(class, "the program refuses this")),
             Op::Login { ident, password, to } => return self.ask_login(env, ident, password, to),
             Op::Begin => self.marks.push(self.out.len()),
@@ -295,7 +313,13 @@ impl Machine {
 
     pub(super) fn context<'c>(&'c self, env: &Environment<'c>) -> Context<'c> {
         let room = env.limits.frame_bytes_max.saturating_sub(self.derived_bytes);
-        Context { input: env.input, derived: &self.derived, inflate_bytes_max: room, cost: 0 }
+        Context {
+            input: env.input,
+            derived: &self.derived,
+            pool: &env.program.pool,
+            inflate_bytes_max: room,
+            cost: 0,
+        }
     }
 
     /// Whether a condition holds: numbers other than 0 do, null does not.
@@ -322,7 +346,10 @@ impl Machine {
             }
             Builtin::Messages => Val::uint(self.messages.len() as u64),
             Builtin::Ident => env.ident.map_or(Val::Null, |ident| Val::Text(ident.clone())),
-            Builtin::Transport => Val::Text(if env.datagram { "udp" } else { "tcp" }.into()),
+            Builtin::Transport => {
+                let [stream, datagram] = &env.program.carriers;
+                if env.datagram { datagram.clone() } else { stream.clone() }
+            }
             Builtin::Now => Val::Time(env.now.as_micros()),
             Builtin::Lenient => Val::Bool(env.lenient),
         }
@@ -366,13 +393,14 @@ impl Machine {
             open: self.open,
         };
         let part = match self.reg(part) {
-            Val::Part(part) => *part,
+            Val::Part(part) if part.buffer != POOL => *part,
             // Nothing is there, so nothing is run.
             Val::Null => return Ok(Next::Jump(to)),
             other => {
                 let bytes: std::sync::Arc<[u8]> = match other {
                     Val::Bytes(bytes) => bytes.clone(),
                     Val::Text(text) => text.as_bytes().into(),
+                    Val::Part(part) => self.context(env).part(*part).into(),
                     other => return Err(Fault::new(BAD_VALUE, format!("{other} has no bytes"))),
                 };
                 self.derived_bytes = self.derived_bytes.saturating_add(bytes.len());
@@ -478,7 +506,8 @@ impl Machine {
             (self.base, self.pc) = (attempt.base, attempt.to);
             return None;
         }
-        let length = self.length();
+        let cut_short = fault.class == TRUNCATED && self.withins.is_empty();
+        let length = if cut_short { env.input.len() } else { self.length() };
         if self.failed {
             return Some(Stop::Done { length });
         }

@@ -17,6 +17,9 @@ pub(crate) fn find(bytes: &[u8], needle: &[u8], from: usize) -> Option<usize> {
 pub(crate) fn number(text: &[u8]) -> Val {
     let text = text.trim_ascii();
     let (negative, digits) = sign(text);
+    if let Some(short) = short_number(negative, digits) {
+        return short;
+    }
     let mut mantissa = 0_i128;
     let mut scale = None;
     let mut any = false;
@@ -41,6 +44,33 @@ pub(crate) fn number(text: &[u8]) -> Val {
     match Val::decimal(signed, scale.unwrap_or(0)) {
         Val::Invalid => float(text),
         exact => exact,
+    }
+}
+
+/// The same for the usual case: few enough digits for 64 bits.
+#[inline]
+fn short_number(negative: bool, digits: &[u8]) -> Option<Val> {
+    if digits.len() > 18 {
+        return None;
+    }
+    let mut mantissa = 0_i64;
+    let mut scale = None;
+    let mut count = 0_u8;
+    for &byte in digits {
+        match byte {
+            b'0'..=b'9' => {
+                mantissa = mantissa * 10 + i64::from(byte - b'0');
+                count += 1;
+            }
+            b'.' | b',' if scale.is_none() => scale = Some(count),
+            _ => return None,
+        }
+    }
+    let signed = if negative { -mantissa } else { mantissa };
+    match scale.map(|before| count - before) {
+        _ if count == 0 => None,
+        None | Some(0) => Some(Val::Int(signed)),
+        Some(scale) => fieldline_model::Decimal::new(signed, scale).map(Val::Dec),
     }
 }
 
@@ -114,12 +144,32 @@ pub(crate) fn coordinate(text: &[u8], hemisphere: &[u8]) -> Option<Val> {
     if whole.is_empty() || whole.len() > 9 {
         return None;
     }
-    let mut number = 0_i128;
+    let mut number = 0_i64;
     for byte in whole {
-        number = number * 10 + i128::from(byte.is_ascii_digit().then(|| byte - b'0')?);
+        number = number * 10 + i64::from(byte.is_ascii_digit().then(|| byte - b'0')?);
     }
-    let (degrees, mut minutes) = (number / 100, number % 100);
-    let mut unit = 1_i128;
+    let (degrees, minutes) = (number / 100, number % 100);
+    let of_minutes = minutes_as_units(minutes, fraction)?;
+    let units = degrees * 10_000_000 + of_minutes;
+    if units > most * 10_000_000 {
+        return None;
+    }
+    let units = if negative { -units } else { units };
+    fieldline_model::Decimal::new(units, 7).map(Val::Dec)
+}
+
+/// Minutes and their decimals as ten-millionths of a degree, halves away from zero.
+fn minutes_as_units(minutes: i64, fraction: &[u8]) -> Option<i64> {
+    // One degree is 10^7 units; a minute is a sixtieth of it.
+    if fraction.len() <= 9 {
+        let (mut minutes, mut unit) = (minutes, 1_i64);
+        for byte in fraction {
+            minutes = minutes * 10 + i64::from(byte.is_ascii_digit().then(|| byte - b'0')?);
+            unit *= 10;
+        }
+        return Some((minutes * 20_000_000 + 60 * unit) / (120 * unit));
+    }
+    let (mut minutes, mut unit) = (i128::from(minutes), 1_i128);
     for (at, byte) in fraction.iter().enumerate() {
         let digit = i128::from(byte.is_ascii_digit().then(|| byte - b'0')?);
         // Beyond 24 decimals nothing changes the seventh one of a degree.
@@ -128,14 +178,7 @@ pub(crate) fn coordinate(text: &[u8], hemisphere: &[u8]) -> Option<Val> {
             unit *= 10;
         }
     }
-    // One degree is 10^7 units; a minute is a sixtieth of it. Halves are rounded away from zero.
-    let divisor = 60 * unit;
-    let of_minutes = (minutes * 10_000_000 * 2 + divisor) / (divisor * 2);
-    let units = degrees * 10_000_000 + of_minutes;
-    if units > most * 10_000_000 {
-        return None;
-    }
-    Some(Val::decimal(if negative { -units } else { units }, 7))
+    i64::try_from((minutes * 20_000_000 + 60 * unit) / (120 * unit)).ok()
 }
 
 #[cfg(test)]

@@ -28,7 +28,11 @@ pub(crate) enum Val {
     Json(Arc<serde_json::Value>),
 }
 
-/// A range of a buffer: 0 is the input, from the frame's first byte; others are derived.
+/// The buffer that holds the program's constant texts and bytes.
+pub(crate) const POOL: u16 = u16::MAX;
+
+/// A range of a buffer: 0 is the input, from the frame's first byte; [`POOL`] the program's
+/// constants; others are derived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Part {
     pub(crate) buffer: u16,

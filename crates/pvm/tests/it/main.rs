@@ -1,3 +1,6 @@
 //! Tests of the protocol language from outside.
 
+mod docs;
+mod lang;
+mod properties;
 mod vectors;
