@@ -20,6 +20,9 @@ use crate::routes::ROUTES;
 use crate::tenants::{TenantLimits, Tenants};
 use crate::{RestConfig, Services};
 
+/// Live feeds that have not said yet who they are.
+const NAMELESS_MAX: usize = 256;
+
 /// Playground runs at once: each may use a core for a while.
 const DECODES_AT_ONCE_MAX: usize = 2;
 
@@ -30,6 +33,7 @@ pub(crate) struct App {
     pub(crate) idempotency: Idempotency,
     pub(crate) programs: Programs,
     pub(crate) decodes: Semaphore,
+    pub(crate) nameless: Arc<Semaphore>,
     pub(crate) openapi: Bytes,
     pub(crate) started: Instant,
     /// Whether all channels have listened at once since the start.
@@ -84,6 +88,7 @@ impl App {
             idempotency: Idempotency::default(),
             programs: Programs::new(),
             decodes: Semaphore::new(DECODES_AT_ONCE_MAX),
+            nameless: Arc::new(Semaphore::new(NAMELESS_MAX)),
             openapi: Bytes::from(crate::openapi()),
             started: Instant::now(),
             settled: AtomicBool::new(false),

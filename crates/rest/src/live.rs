@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,8 @@ use hyper::{HeaderMap, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde_json::json;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout, timeout_at};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout, timeout_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -158,6 +160,15 @@ pub(crate) async fn upgrade(mut call: Call) -> Answer {
         return Err(Problem::scope_missing("this needs the scope `read`"));
     }
     let app = Arc::clone(&call.app);
+    let nameless = if identity.is_none() {
+        let place = Arc::clone(&app.nameless).try_acquire_owned();
+        Some(place.map_err(|_| {
+            Problem::unavailable("too many feeds wait for their token; send it with the request")
+                .retry_after(5)
+        })?)
+    } else {
+        None
+    };
     let tracked = app.tasks.clone();
     tracked.spawn(async move {
         let Ok(upgraded) = upgrade.await else { return };
@@ -169,7 +180,7 @@ pub(crate) async fn upgrade(mut call: Call) -> Answer {
             .max_frame_size(Some(MESSAGE_BYTES_MAX));
         let stream = TokioIo::new(upgraded);
         let mut socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
-        let ended = Box::pin(serve(&app, &mut socket, origin, identity)).await;
+        let ended = Box::pin(serve(&app, &mut socket, origin, identity, nameless)).await;
         if let Err(Ended::Close(code, reason)) = ended {
             // A close frame has room for 123 bytes of reason.
             let reason: String = reason.chars().take(100).collect();
@@ -204,6 +215,7 @@ async fn serve(
     socket: &mut Socket,
     origin: Origin,
     identity: Option<Identity>,
+    nameless: Option<OwnedSemaphorePermit>,
 ) -> Result<(), Ended> {
     let mut first = None;
     let identity = match identity {
@@ -214,6 +226,7 @@ async fn serve(
             identity
         }
     };
+    drop(nameless);
     if !identity.may(Scope::Read) {
         return Err(Ended::Close(CLOSE_FORBIDDEN, "the scope `read` is missing".to_owned()));
     }
@@ -226,6 +239,7 @@ async fn serve(
     rights.mark_unchanged();
     let mut pings = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut expiry = pin!(until_expiry(app, &identity));
     let mut feed: Option<Box<dyn Subscription>> = None;
     let mut heard = Instant::now();
     if let Some(said) = first {
@@ -268,11 +282,9 @@ async fn serve(
                 if heard.elapsed() > 3 * PING_EVERY {
                     return Err(Ended::Gone);
                 }
-                if identity.expired(app.platform().clock.now()) {
-                    return Err(ended("the token or session has expired"));
-                }
                 send(socket, Message::Ping(Bytes::new())).await?;
             }
+            () = expiry.as_mut() => return Err(ended("the token or session has expired")),
             moved = rights.changed() => {
                 if moved.is_err() {
                     return Err(Ended::Gone);
@@ -287,6 +299,13 @@ async fn serve(
             }
         }
     }
+}
+
+/// Ends when the identity does, by its own terms.
+async fn until_expiry(app: &App, identity: &Identity) {
+    let Some(at) = identity.expires_at else { return std::future::pending().await };
+    let left = at.micros_since(app.platform().clock.now());
+    sleep(Duration::from_micros(u64::try_from(left).unwrap_or(0))).await;
 }
 
 /// Takes a feed out of the count when it ends.

@@ -275,12 +275,14 @@ impl Registry for SqliteRegistry {
         page: &Page,
     ) -> Result<Vec<Record>, RegistryError> {
         let page = page.clone();
-        self.read(move |db| read::list(db, Some(account), kind, &page)).await
+        let found = self.read(move |db| read::list(db, Some(account), kind, &page)).await?;
+        found.into_iter().map(|found| found.record(kind)).collect()
     }
 
     async fn list_everywhere(&self, kind: Kind, page: &Page) -> Result<Vec<Record>, RegistryError> {
         let page = page.clone();
-        self.read(move |db| read::list(db, None, kind, &page)).await
+        let found = self.read(move |db| read::list(db, None, kind, &page)).await?;
+        found.into_iter().map(|found| found.record(kind)).collect()
     }
 
     async fn audit(

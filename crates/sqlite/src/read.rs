@@ -59,13 +59,13 @@ pub(crate) fn find(
     found.map(|found| found.record(kind)).transpose()
 }
 
-/// A page of objects in order of ids.
+/// A page of objects in order of ids. Their bodies are left to the caller's thread.
 pub(crate) fn list(
     db: &Connection,
     account: Option<AccountId>,
     kind: Kind,
     page: &Page,
-) -> Result<Vec<Record>, RegistryError> {
+) -> Result<Vec<Raw>, RegistryError> {
     // The kind's name is ours: written out, so that partial indexes apply.
     let mut sql =
         format!("SELECT id, account, revision, body FROM objects WHERE kind = '{}'", kind.name());
@@ -99,7 +99,7 @@ pub(crate) fn list(
     }
     let limit = page.limit.min(Page::LIMIT_MAX);
     term(" ORDER BY id LIMIT ?", Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
-    rows(db, &sql, values, raw)?.into_iter().map(|found| found.record(kind)).collect()
+    rows(db, &sql, values, raw)
 }
 
 /// The audit trail of an account, newest first.

@@ -186,8 +186,11 @@ pub(crate) async fn publish(ctx: Ctx) -> Answer {
             message.map_err(|(name, text)| Problem::member(&format!("[{at}].{name}"), text))?,
         );
     }
-    let ingest = &ctx.app.services.ingest;
-    let submitted = ingest.submit(ctx.account(), id, ingest.now(), decoded).await?;
+    // In a task of its own: a client that goes away in the midst would otherwise leave messages that
+    // are stored and in no last value.
+    let (ingest, account) = (ctx.app.services.ingest.clone(), ctx.account());
+    let submit = async move { ingest.submit(account, id, ingest.now(), decoded).await };
+    let submitted = tokio::spawn(submit).await.map_err(Problem::fault)??;
     let published = Published {
         stored: submitted.stored,
         duplicates: submitted.duplicates,

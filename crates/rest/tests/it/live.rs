@@ -208,6 +208,17 @@ async fn a_revoked_token_ends_its_feeds() {
 }
 
 #[tokio::test]
+async fn an_expired_token_ends_its_feeds() {
+    let bench = Bench::start().await;
+    let soon = bench.ingest.now().plus_micros(700_000);
+    let client = bench.token_for(bench.account, &[Scope::Read], Vec::new(), Some(soon)).await;
+    let mut feed = signed_in(&client).await;
+    feed.subscribe(json!({"subscribe": ["message"]})).await;
+    assert_eq!(u16::from(feed.closed().await.unwrap().code), 4_401);
+    assert!(bench.ingest.now() >= soon);
+}
+
+#[tokio::test]
 async fn feeds_are_bounded_and_closed_at_shutdown() {
     let config = fieldline_rest::RestConfig { feeds_per_account_max: 2, ..Default::default() };
     let bench = Bench::with(config, None).await;
