@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::time::Duration;
 
 use fieldline_contracts::{
     Actor, ChannelControl as _, Kind, Platform, RegistryError, RegistryExt as _,
@@ -26,6 +27,8 @@ const CHANNELS: [(&str, Protocol, Transport, u16); 4] = [
 ];
 /// Messages a second of each vehicle.
 const RATE: f64 = 1.0;
+/// How often vehicles look whether their channel listens.
+const LISTEN_WAIT: Duration = Duration::from_millis(500);
 /// Kinds of vehicles, for names and types.
 const VEHICLES: [&str; 4] = ["Van", "Truck", "Bus", "Car"];
 
@@ -75,17 +78,25 @@ impl Demo {
     pub(crate) async fn run(self, gateway: Gateway, platform: Platform, stop: CancellationToken) {
         let fleets = tokio_util::task::TaskTracker::new();
         for (channel, simulator, transport, seed, share) in self.parts {
-            let status = gateway.status(self.account, channel).await;
-            let Some(target) = status.address else {
-                let reason = status.error.unwrap_or_else(|| "it does not listen".to_owned());
-                tracing::warn!(%channel, reason, "no demo vehicles for this channel");
-                continue;
-            };
+            let (gateway, stop, account) = (gateway.clone(), stop.clone(), self.account);
             let mut fleet = fleet(simulator, share, seed, &platform);
-            fleet.target = reachable(&target);
             fleet.udp = transport == Transport::Udp;
-            let stop = stop.clone();
-            fleets.spawn(async move { fleet.run(stop, Arc::new(Stats::default())).await });
+            fleets.spawn(async move {
+                // A port in use is reported by the gateway, which tries again; so do the vehicles.
+                let target = async {
+                    loop {
+                        if let Some(address) = gateway.status(account, channel).await.address {
+                            break reachable(&address);
+                        }
+                        tokio::time::sleep(LISTEN_WAIT).await;
+                    }
+                };
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    target = target => fleet.target = target,
+                }
+                fleet.run(stop, Arc::new(Stats::default())).await;
+            });
         }
         fleets.close();
         stop.cancelled().await;

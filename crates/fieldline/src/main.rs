@@ -1,5 +1,6 @@
 //! The program: command line and wiring, nothing else.
 
+mod announce;
 mod cli;
 mod config;
 mod ctl;

@@ -1,12 +1,11 @@
 //! The worker: chooses the backends, starts the services, and stops them in order.
 
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use fieldline_auth::{Auth, Bootstrap};
+use fieldline_auth::Auth;
 use fieldline_contracts::registry::typed;
 use fieldline_contracts::{
     Clock, History, Kind, MemoryBus, MemoryState, Page, Platform, Registry, Retention, State,
@@ -23,10 +22,10 @@ use fieldline_runtime::telemetry::{self, MetricsPage};
 use fieldline_runtime::tls::{ReloadingTls, TlsFiles};
 use fieldline_runtime::{DataDir, crash, shutdown as signals, supervise};
 use fieldline_sqlite::SqliteRegistry;
-use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::announce::{self, Started};
 use crate::cli::UpArgs;
 use crate::config::Config;
 use crate::demo::Demo;
@@ -180,7 +179,18 @@ async fn serve(
     })?;
     tokio::spawn(housekeeping(platform.clone()));
     gateway.ready(READY_WAIT).await;
-    announce(&args, &config, &data, http_address, &mqtt_addresses, bootstrap.as_ref(), began)?;
+    let started = Started {
+        secure: config.http.tls_certificate.is_some(),
+        http: http_address,
+        mqtt: mqtt_addresses,
+        bootstrap,
+        channels: announce::channels(&platform, &gateway).await,
+        demo_devices: args.demo.then_some(args.demo_devices),
+        took: began.elapsed(),
+    };
+    started
+        .announce(&data)
+        .map_err(|error| Failure::Running(format!("cannot write run.json: {error}")))?;
     let history = Arc::clone(&platform.history);
     if let Some(demo) = demo {
         running.start("demo", move |stop| demo.run(gateway, platform, stop))?;
@@ -377,72 +387,4 @@ async fn retain_all(platform: &Platform) -> Result<(), String> {
             }
         }
     }
-}
-
-/// Writes `run.json`, and tells the person at the terminal where to look.
-fn announce(
-    args: &UpArgs,
-    config: &Config,
-    data: &DataDir,
-    http: SocketAddr,
-    mqtt: &[(&'static str, SocketAddr)],
-    bootstrap: Option<&Bootstrap>,
-    began: Instant,
-) -> Result<(), Failure> {
-    let failed =
-        |error: std::io::Error| Failure::Running(format!("cannot write run.json: {error}"));
-    let scheme = if config.http.tls_certificate.is_some() { "https" } else { "http" };
-    let mut run = json!({
-        "pid": std::process::id(),
-        "version": env!("CARGO_PKG_VERSION"),
-        "started_at": SystemClock.now(),
-        "http": http.to_string(),
-    });
-    for (name, address) in mqtt {
-        if let Some(members) = run.as_object_mut() {
-            members.insert((*name).to_owned(), address.to_string().into());
-        }
-    }
-    // Renamed into place: whoever waits for it never reads half of it.
-    std::fs::write(data.join("run.json.new"), run.to_string()).map_err(failed)?;
-    std::fs::rename(data.join("run.json.new"), data.join("run.json")).map_err(failed)?;
-
-    // Listening on all addresses is reached from here by the loopback one.
-    let host = if http.ip().is_unspecified() {
-        format!("localhost:{}", http.port())
-    } else {
-        http.to_string()
-    };
-    let url = format!("{scheme}://{host}");
-    let mut text = format!(
-        "\nFieldline {} is ready, {:.2} s after its start\n\n",
-        env!("CARGO_PKG_VERSION"),
-        began.elapsed().as_secs_f32()
-    );
-    let mut line = |name: &str, value: String| text.push_str(&format!("  {name:<10} {value}\n"));
-    line("Console", format!("{url}/"));
-    match bootstrap {
-        Some(Bootstrap { link_secret, token }) => {
-            line("Sign in", format!("{url}/#/sign-in?link={link_secret}"));
-            line("", "this link works once, within 15 minutes; then set a password".to_owned());
-            if let Some(token) = token {
-                line("API token", token.clone());
-                line("", "shown this once; keep it, or make others in the console".to_owned());
-            }
-        }
-        None => line("Sign in", "with your name and password, at the console".to_owned()),
-    }
-    for (name, address) in mqtt {
-        line(if *name == "mqtt" { "MQTT" } else { "MQTT, TLS" }, address.to_string());
-    }
-    line("Data", args.data.display().to_string());
-    if args.demo {
-        line(
-            "Demo",
-            format!("{} simulated vehicles; channels on {}", args.demo_devices, args.device),
-        );
-    }
-    // A closed terminal is no reason to stop.
-    let _closed = writeln!(std::io::stdout(), "{text}");
-    Ok(())
 }
