@@ -642,3 +642,6 @@ async fn read_into<S: AsyncRead + Unpin>(
     })
     .await
 }
+
+#[cfg(test)]
+mod tests;

@@ -231,6 +231,10 @@ impl Worker {
     ) -> Result<(Arc<UdpDevice>, Arc<Device>), End> {
         let (shared, channel) = (&self.shared, &self.channel);
         let device = shared.identify(channel, ident, password).await?;
+        if channel.stop.is_cancelled() {
+            // What waited for a worker meanwhile is sent again, to whoever listens then.
+            return Err(End::new(CloseCode::ChannelChanged, ""));
+        }
         let now = Instant::now();
         let max = channel.settings().connection_bytes_per_s_max;
         let per_s = f64::from(max);
@@ -256,6 +260,10 @@ impl Worker {
                 }
             }
         };
+        if fresh.is_some() && channel.stop.is_cancelled() {
+            // Everyone else was told to end before this one was there to be told.
+            udp.connection.close(CloseCode::ChannelChanged);
+        }
         udp.connection.set_peer(peer);
         udp.connection.note_received(bytes, at);
         {
