@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::checksum;
 use crate::disk::Disk;
-use crate::open::replace;
+use crate::open::{NotReplaced, replace};
 use crate::segment::SegmentMeta;
 
 pub(crate) const NAME: &str = "MANIFEST";
@@ -44,8 +44,9 @@ impl Manifest {
     }
 
     /// Puts it in the place of the one on disk, durably.
-    pub(crate) fn write(&self, disk: &dyn Disk, dir: &Path) -> io::Result<()> {
-        replace(disk, dir, NAME, &self.to_bytes()?)
+    pub(crate) fn write(&self, disk: &dyn Disk, dir: &Path) -> Result<(), NotReplaced> {
+        let bytes = self.to_bytes().map_err(|error| NotReplaced { error, unknown: false })?;
+        replace(disk, dir, NAME, &bytes)
     }
 
     /// A line with the checksum of what follows, then JSON: readable when something is wrong.

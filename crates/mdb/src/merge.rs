@@ -22,6 +22,7 @@ use crate::columns::Effort;
 use crate::config::MdbConfig;
 use crate::dict::ColumnKey;
 use crate::hash::FoldMap;
+use crate::open::NotReplaced;
 use crate::read::Candidate;
 use crate::segment::{BlockEntry, Footer, Segment, SegmentMeta, SegmentWriter};
 use crate::shard::{Shard, Version};
@@ -133,11 +134,7 @@ pub(crate) fn merge_once(shard: &Shard) -> io::Result<bool> {
             return Err(error);
         }
     }
-    let finished = writer.finish().and_then(|meta| {
-        shard.disk.sync_dir(&shard.dir)?;
-        replace(shard, &inputs, Some(meta.clone()), false)?;
-        Ok(meta)
-    });
+    let finished = finish(shard, writer, &inputs, false);
     match finished {
         Ok(meta) => {
             counter!("fieldline_mdb_merges_total", "shard" => shard.label.clone()).increment(1);
@@ -153,25 +150,46 @@ pub(crate) fn merge_once(shard: &Shard) -> io::Result<bool> {
             );
             Ok(true)
         }
-        Err(error) => {
-            shard.discard(&path);
-            Err(error)
-        }
+        Err(error) => Err(error),
     }
 }
 
+/// Makes a written segment durable and puts it in the place of others.
+fn finish(
+    shard: &Shard,
+    writer: SegmentWriter,
+    old: &[Arc<Segment>],
+    retention: bool,
+) -> io::Result<SegmentMeta> {
+    let path = writer.path().to_owned();
+    let durable = writer.finish().and_then(|meta| {
+        shard.disk.sync_dir(&shard.dir)?;
+        Ok(meta)
+    });
+    let replaced = match durable {
+        Ok(meta) => replace(shard, old, Some(meta.clone()), retention).map(|()| meta),
+        Err(error) => Err(NotReplaced { error, unknown: false }),
+    };
+    replaced.map_err(|not| {
+        if !not.unknown {
+            shard.discard(&path);
+        }
+        not.error
+    })
+}
+
 /// Puts one segment, or none, in the place of others.
-pub(crate) fn replace(
+fn replace(
     shard: &Shard,
     old: &[Arc<Segment>],
     new: Option<SegmentMeta>,
     retention: bool,
-) -> io::Result<()> {
+) -> Result<(), NotReplaced> {
     let segment = match &new {
         Some(meta) => {
             let meta = meta.clone();
-            let opened = Segment::open(&shard.disk, &shard.cache, &shard.dir, shard.number, meta)?;
-            Some(Arc::new(opened))
+            let opened = Segment::open(&shard.disk, &shard.cache, &shard.dir, shard.number, meta);
+            Some(Arc::new(opened.map_err(|error| NotReplaced { error, unknown: false })?))
         }
         None => None,
     };
@@ -301,32 +319,39 @@ pub(crate) fn rewrite(
     let footer = segment.footer()?;
     let kept = footer.series.iter().any(|(s, blocks)| blocks.iter().any(|b| keep(s, b)));
     if !kept {
-        replace(shard, std::slice::from_ref(segment), None, true).map_err(failed)?;
+        let replaced = replace(shard, std::slice::from_ref(segment), None, true);
+        replaced.map_err(|not| failed(not.error))?;
         return Ok(segment.meta.bytes);
     }
-    let number = shard.take_number();
-    let written = (|| {
-        let mut writer = SegmentWriter::create(&*shard.disk, &shard.dir, number, Effort::Merge)?;
-        writer.adopt(&footer);
-        for (series, blocks) in &footer.series {
-            for entry in blocks.iter().filter(|entry| keep(series, entry)) {
-                let raw = segment.raw(entry).map_err(io::Error::other)?;
-                writer.copy(*series, *entry, &raw)?;
-            }
-        }
-        let meta = writer.finish()?;
-        shard.disk.sync_dir(&shard.dir)?;
-        let bytes = meta.bytes;
-        replace(shard, std::slice::from_ref(segment), Some(meta), true)?;
-        Ok(segment.meta.bytes.saturating_sub(bytes))
-    })();
-    if written.is_err() {
-        shard.discard(&shard.dir.join(crate::segment::file_name(number)));
+    let writer =
+        SegmentWriter::create(&*shard.disk, &shard.dir, shard.take_number(), Effort::Merge);
+    let mut writer = writer.map_err(failed)?;
+    let path = writer.path().to_owned();
+    if let Err(error) = copy_kept(&mut writer, segment, &footer, keep) {
+        shard.discard(&path);
+        return Err(failed(error));
     }
+    let meta = finish(shard, writer, std::slice::from_ref(segment), true).map_err(failed)?;
     debug!(
         shard = shard.number,
         segment = segment.meta.number,
         "a segment was rewritten for retention"
     );
-    written.map_err(failed)
+    Ok(segment.meta.bytes.saturating_sub(meta.bytes))
+}
+
+fn copy_kept(
+    writer: &mut SegmentWriter,
+    segment: &Segment,
+    footer: &Footer,
+    keep: &dyn Fn(&Series, &BlockEntry) -> bool,
+) -> io::Result<()> {
+    writer.adopt(footer);
+    for (series, blocks) in &footer.series {
+        for entry in blocks.iter().filter(|entry| keep(series, entry)) {
+            let raw = segment.raw(entry).map_err(io::Error::other)?;
+            writer.copy(*series, *entry, &raw)?;
+        }
+    }
+    Ok(())
 }

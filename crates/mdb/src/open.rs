@@ -58,14 +58,34 @@ pub(crate) fn read_all(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// A file could not be put in the place of another.
+pub(crate) struct NotReplaced {
+    pub(crate) error: io::Error,
+    /// Whether the old file may be gone all the same: then what either names must stay.
+    pub(crate) unknown: bool,
+}
+
 /// Puts a file in the place of another, whole or not at all, durably.
-pub(crate) fn replace(disk: &dyn Disk, dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(
+    disk: &dyn Disk,
+    dir: &Path,
+    name: &str,
+    bytes: &[u8],
+) -> Result<(), NotReplaced> {
     let temporary = dir.join(format!("{name}.tmp"));
-    let file = disk.create(&temporary)?;
-    file.write_all_at(bytes, 0)?;
-    file.sync()?;
-    disk.rename(&temporary, &dir.join(name))?;
-    disk.sync_dir(dir)
+    let written = disk.create(&temporary).and_then(|file| {
+        file.write_all_at(bytes, 0)?;
+        file.sync()
+    });
+    written.map_err(|error| NotReplaced { error, unknown: false })?;
+    let switched = disk.rename(&temporary, &dir.join(name)).and_then(|()| disk.sync_dir(dir));
+    switched.map_err(|error| NotReplaced { error, unknown: true })
+}
+
+impl From<NotReplaced> for io::Error {
+    fn from(not: NotReplaced) -> Self {
+        not.error
+    }
 }
 
 /// The number in a name such as `wal-000000000001.log`.
@@ -124,7 +144,9 @@ fn store_file(disk: &dyn Disk, dir: &Path, shards: u16) -> Result<u16, OpenError
             return Err(OpenError::Damaged { path, reason });
         }
         let text = serde_json::to_vec(&StoreFile { format: FORMAT, shards }).unwrap_or_default();
-        replace(disk, dir, NAME, &text).map_err(io_error("write", &path))?;
+        replace(disk, dir, NAME, &text)
+            .map_err(io::Error::from)
+            .map_err(io_error("write", &path))?;
         return Ok(shards);
     }
     let file = disk.open(&path).map_err(io_error("open", &path))?;
@@ -169,7 +191,6 @@ fn open_shard(shared: &Shared<'_>, number: u16) -> Result<(Arc<Shard>, Writer), 
     disk.sync_dir(store).map_err(io_error("sync", store))?;
     let names = disk.list(&dir).map_err(io_error("list", &dir))?;
     let manifest = read_manifest(&***disk, &dir, number, &names)?;
-    let logs = sweep(&***disk, &dir, &names, &manifest);
     let mut segments = Vec::new();
     for meta in &manifest.segments {
         let path = dir.join(segment::file_name(meta.number));
@@ -177,6 +198,8 @@ fn open_shard(shared: &Shared<'_>, number: u16) -> Result<(Arc<Shard>, Writer), 
         segments.push(Arc::new(opened.map_err(io_error("open", &path))?));
     }
     segments.sort_by_key(|segment| segment.meta.first_seq);
+    // Only now that all the manifest names is there.
+    let logs = sweep(&***disk, &dir, &names, &manifest);
     let sealed_seq = manifest.next_seq - 1;
     let version = Version { segments, sealed_seq, retained: 0 };
     let (newest, snapshot_bytes) = read_newest(&***disk, &dir, &manifest, &version);
@@ -233,7 +256,7 @@ fn read_manifest(
             return Err(OpenError::Damaged { path, reason });
         }
         let manifest = Manifest::new(shard);
-        manifest.write(disk, dir).map_err(io_error("write", &path))?;
+        manifest.write(disk, dir).map_err(io::Error::from).map_err(io_error("write", &path))?;
         return Ok(manifest);
     }
     let file = disk.open(&path).map_err(io_error("open", &path))?;

@@ -137,7 +137,8 @@ fn forget(shard: &Shard, account: AccountId, before: i64) -> Result<u64, History
     };
     let (number, bytes) = shard.write_snapshot(Vec::new(), &keep).map_err(failed)?;
     shard.disk.sync_dir(&shard.dir).map_err(failed)?;
-    shard.change(|manifest| manifest.snapshot = Some(number), |_| {}).map_err(failed)?;
+    let changed = shard.change(|manifest| manifest.snapshot = Some(number), |_| {});
+    changed.map_err(|not| failed(not.error))?;
     shard.snapshot_bytes.store(bytes, std::sync::atomic::Ordering::Relaxed);
     shard.discard(&old);
     Ok(before_bytes.saturating_sub(bytes))

@@ -21,6 +21,7 @@ use crate::block::BlockBuilder;
 use crate::columns::Effort;
 use crate::dict::ColumnKey;
 use crate::memtable::Memtable;
+use crate::open::NotReplaced;
 use crate::segment::{Segment, SegmentMeta, SegmentWriter};
 use crate::shard::{Shard, Version};
 use crate::snapshot::{self, Latest, MergeError};
@@ -82,6 +83,7 @@ pub(crate) fn run(shard: &Shard) {
                     error!(shard = shard.number, %cause, "messages could not be sealed, trying again");
                 }
                 sealing.failed = Some(failed);
+                sealing.failures += 1;
                 shard.sealed.notify_all();
                 if !sealing.stop {
                     shard.frozen.wait_for(&mut sealing, RETRY);
@@ -159,18 +161,24 @@ fn seal(shard: &Shard, table: &Arc<Memtable>) -> io::Result<SegmentMeta> {
             return Err(error);
         }
     };
-    let switched = switch(shard, table, &meta);
-    if switched.is_err() {
-        shard.discard(&path);
+    match switch(shard, table, &meta) {
+        Ok(()) => Ok(meta),
+        Err(NotReplaced { error, unknown }) => {
+            if !unknown {
+                shard.discard(&path);
+            }
+            Err(error)
+        }
     }
-    switched.map(|()| meta)
 }
 
-fn switch(shard: &Shard, table: &Arc<Memtable>, meta: &SegmentMeta) -> io::Result<()> {
-    let (snapshot, snapshot_bytes) = shard.write_snapshot(table.latest(), &|_, _| true)?;
-    shard.disk.sync_dir(&shard.dir)?;
-    let segment = Segment::open(&shard.disk, &shard.cache, &shard.dir, shard.number, meta.clone())?;
-    let segment = Arc::new(segment);
+fn switch(shard: &Shard, table: &Arc<Memtable>, meta: &SegmentMeta) -> Result<(), NotReplaced> {
+    let before = |error| NotReplaced { error, unknown: false };
+    let snapshot = shard.write_snapshot(table.latest(), &|_, _| true);
+    let (snapshot, snapshot_bytes) = snapshot.map_err(before)?;
+    shard.disk.sync_dir(&shard.dir).map_err(before)?;
+    let segment = Segment::open(&shard.disk, &shard.cache, &shard.dir, shard.number, meta.clone());
+    let segment = Arc::new(segment.map_err(before)?);
     let old = shard.manifest.lock().snapshot;
     let log_from = table.files.iter().max().map(|last| last + 1);
     let changed = shard.change(
@@ -191,9 +199,11 @@ fn switch(shard: &Shard, table: &Arc<Memtable>, meta: &SegmentMeta) -> io::Resul
             view.frozen.pop_front();
         },
     );
-    if let Err(error) = changed {
-        shard.discard(&shard.dir.join(snapshot::file_name(snapshot)));
-        return Err(error);
+    if let Err(not) = changed {
+        if !not.unknown {
+            shard.discard(&shard.dir.join(snapshot::file_name(snapshot)));
+        }
+        return Err(not);
     }
     shard.snapshot_bytes.store(snapshot_bytes, Ordering::Relaxed);
     for file in &table.files {

@@ -19,6 +19,7 @@ use crate::dict::Dict;
 use crate::disk::Disk;
 use crate::manifest::Manifest;
 use crate::memtable::{LastValues, Memtable, Message};
+use crate::open::NotReplaced;
 use crate::queue::Queue;
 use crate::read::Found;
 use crate::segment::Segment;
@@ -49,6 +50,8 @@ pub(crate) struct Version {
 pub(crate) struct Sealing {
     /// Why the last attempt failed.
     pub(crate) failed: Option<HistoryError>,
+    /// How many attempts have failed.
+    pub(crate) failures: u64,
     pub(crate) stop: bool,
 }
 
@@ -152,26 +155,28 @@ impl Shard {
         self.sealing.lock().failed.clone().unwrap_or(HistoryError::Busy)
     }
 
-    /// Changes the manifest on disk, then what readers see, as one step.
+    /// Changes the manifest on disk, then what readers see, as one step. Where it is
+    /// not known whether the disk took it, nothing changes here, and no file that the
+    /// old or the new manifest names may be removed.
     pub(crate) fn change(
         &self,
         edit: impl FnOnce(&mut Manifest),
         apply: impl FnOnce(&mut View),
-    ) -> io::Result<()> {
+    ) -> Result<(), NotReplaced> {
         let mut manifest = self.manifest.lock();
         let mut next = manifest.clone();
         edit(&mut next);
         next.next_number = self.next_number.load(Ordering::Acquire);
-        if let Err(error) = next.write(&*self.disk, &self.dir) {
-            // Retention must work on a full disk: that is what it is for.
-            let reserve = self.dir.join(RESERVE);
-            let full = error.kind() == io::ErrorKind::StorageFull;
-            if !full || self.disk.remove(&reserve).is_err() {
-                return Err(error);
-            }
+        let mut written = next.write(&*self.disk, &self.dir);
+        // Retention must work on a full disk: that is what it is for.
+        if let Err(NotReplaced { error, unknown: false }) = &written
+            && error.kind() == io::ErrorKind::StorageFull
+            && self.disk.remove(&self.dir.join(RESERVE)).is_ok()
+        {
             warn!(shard = self.number, "the disk is full: the reserve was given up");
-            next.write(&*self.disk, &self.dir)?;
+            written = next.write(&*self.disk, &self.dir);
         }
+        written?;
         *manifest = next;
         apply(&mut self.view.write());
         Ok(())

@@ -21,7 +21,7 @@ use crate::config::{MdbConfig, OpenError};
 use crate::disk::{Disk, RealDisk};
 use crate::open::{Opened, open};
 use crate::queue::Job;
-use crate::shard::Shard;
+use crate::shard::{Sealing, Shard};
 use crate::{merge, retain};
 
 /// A message store in a directory of its own.
@@ -174,6 +174,12 @@ async fn blocking<T: Send + 'static>(
 
 /// Seals what is in memory now, and waits for it.
 async fn flush(shard: &Arc<Shard>) -> Result<(), HistoryError> {
+    let failures = shard.sealing.lock().failures;
+    // Only what fails from now on counts: an earlier failure may be over.
+    let failed_since = move |sealing: &Sealing| {
+        if sealing.failures > failures { sealing.failed.clone() } else { None }
+    };
+    shard.frozen.notify_all();
     loop {
         let (reply, frozen) = oneshot::channel();
         shard.queue.freeze(reply);
@@ -181,7 +187,7 @@ async fn flush(shard: &Arc<Shard>) -> Result<(), HistoryError> {
             break;
         }
         // Sealing lags behind: either it goes on, or this says why it does not.
-        if let Some(failed) = shard.sealing.lock().failed.clone() {
+        if let Some(failed) = failed_since(&shard.sealing.lock()) {
             return Err(failed);
         }
     }
@@ -189,11 +195,11 @@ async fn flush(shard: &Arc<Shard>) -> Result<(), HistoryError> {
     blocking(move || {
         let mut sealing = shard.sealing.lock();
         loop {
-            if let Some(failed) = sealing.failed.clone() {
-                return Err(failed);
-            }
             if shard.view.read().frozen.is_empty() {
                 return Ok(());
+            }
+            if let Some(failed) = failed_since(&sealing) {
+                return Err(failed);
             }
             if sealing.stop {
                 return Err(HistoryError::Closed);

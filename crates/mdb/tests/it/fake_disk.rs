@@ -27,6 +27,8 @@ struct Faults {
     space: Option<usize>,
     /// So many syncs fail; what they should have kept is lost, as Linux does it.
     failing_syncs: u32,
+    /// After so many good syncs, one fails.
+    failing_after: Option<u64>,
     /// So many cuts of files fail.
     failing_cuts: u32,
     /// After so many changes the power is gone.
@@ -71,6 +73,23 @@ impl State {
         }
     }
 
+    /// Counts a sync; false if it is to fail.
+    fn sync(&mut self) -> bool {
+        self.syncs += 1;
+        if let Some(left) = &mut self.faults.failing_after {
+            if *left == 0 {
+                self.faults.failing_after = None;
+                return false;
+            }
+            *left -= 1;
+        }
+        if self.faults.failing_syncs > 0 {
+            self.faults.failing_syncs -= 1;
+            return false;
+        }
+        true
+    }
+
     fn file(&mut self, id: u64) -> &mut FileState {
         self.files.entry(id).or_default()
     }
@@ -92,6 +111,11 @@ impl FakeDisk {
 
     pub(crate) fn fail_syncs(&self, count: u32) {
         self.0.lock().faults.failing_syncs = count;
+    }
+
+    /// After so many good syncs, of files or directories, one fails.
+    pub(crate) fn fail_sync_after(&self, count: u64) {
+        self.0.lock().faults.failing_after = Some(count);
     }
 
     pub(crate) fn fail_cuts(&self, count: u32) {
@@ -240,9 +264,7 @@ impl DiskFile for FakeFile {
     fn sync(&self) -> io::Result<()> {
         let mut state = self.disk.0.lock();
         state.change()?;
-        state.syncs += 1;
-        if state.faults.failing_syncs > 0 {
-            state.faults.failing_syncs -= 1;
+        if !state.sync() {
             let file = state.file(self.id);
             // The pages count as clean from now on, and are lost.
             file.dirty_from = file.content.len();
@@ -276,6 +298,9 @@ impl Disk for FakeDisk {
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let mut state = self.0.lock();
         state.change()?;
+        if !state.sync() {
+            return Err(io::Error::other("the disk does not answer"));
+        }
         let State { names, durable_names, .. } = &mut *state;
         durable_names.retain(|name, _| name.parent() != Some(path));
         let inside = names.iter().filter(|(name, _)| name.parent() == Some(path));

@@ -290,6 +290,38 @@ async fn a_power_cut_at_any_step_of_sealing_and_merging_loses_nothing() {
     }
 }
 
+#[tokio::test]
+async fn any_sync_that_fails_while_sealing_and_merging_loses_nothing() {
+    for step in 0.. {
+        let disk = FakeDisk::new();
+        let store = open(&disk.disk(), small()).unwrap();
+        append(&store, batch(0, 30)).await;
+        store.seal().await.unwrap();
+        append(&store, batch(20, 60)).await;
+        let before = disk.syncs();
+        disk.fail_sync_after(step);
+        // One of these fails, and all is tried again by itself.
+        drop(store.seal().await);
+        drop(store.merge().await);
+        let untouched = disk.syncs() - before < step;
+        for seed in 0..4 {
+            let disk = disk.after_power_cut(seed);
+            let store = open(&disk.disk(), small()).unwrap();
+            let expected: Vec<i64> = (0..60).collect();
+            assert_eq!(
+                numbers(&all(&store, device(1)).await),
+                expected,
+                "step {step}, seed {seed}"
+            );
+        }
+        drop(store);
+        if untouched {
+            assert!(step > 5, "only {step} syncs were tried");
+            break;
+        }
+    }
+}
+
 /// With root's rights, on a file system of 1 MiB; without, the fake disk above stands for it.
 #[tokio::test]
 #[allow(clippy::print_stdout, reason = "who runs it should know what was not tested")]

@@ -15,4 +15,5 @@ mod faults;
 mod kill;
 mod limits;
 mod model;
+mod mutations;
 mod sealed;
