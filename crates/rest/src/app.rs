@@ -1,13 +1,13 @@
 //! What all requests share.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
 use fieldline_contracts::{Platform, Registry};
-use hyper::Method;
+use hyper::{Method, StatusCode};
 use metrics::Counter;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -45,20 +45,31 @@ pub(crate) struct App {
     pub(crate) unmatched: Counters,
 }
 
-/// Metrics of one route.
+/// Metrics of one route. A series begins with the first request that it counts.
 pub(crate) struct Counters {
+    method: &'static str,
+    path: &'static str,
     /// By the hundreds of the status: 1xx to 5xx.
-    pub(crate) requests: [Counter; 5],
-    pub(crate) micros: Counter,
+    requests: [OnceLock<Counter>; 5],
+    micros: OnceLock<Counter>,
 }
 
 impl Counters {
     fn of(method: &'static str, path: &'static str) -> Self {
-        let requests = ["1xx", "2xx", "3xx", "4xx", "5xx"].map(|class| {
-            metrics::counter!("fieldline_http_requests_total", "method" => method, "route" => path, "status" => class)
-        });
-        let micros = metrics::counter!("fieldline_http_request_micros_total", "method" => method, "route" => path);
-        Self { requests, micros }
+        Self { method, path, requests: Default::default(), micros: OnceLock::new() }
+    }
+
+    /// Counts a request that was answered with `status`, `micros` after it came.
+    pub(crate) fn count(&self, status: StatusCode, micros: u64) {
+        const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+        let (method, route) = (self.method, self.path);
+        let at = usize::from(status.as_u16() / 100).saturating_sub(1);
+        if let (Some(counter), Some(class)) = (self.requests.get(at), CLASSES.get(at)) {
+            let fresh = || metrics::counter!("fieldline_http_requests_total", "method" => method, "route" => route, "status" => *class);
+            counter.get_or_init(fresh).increment(1);
+        }
+        let fresh = || metrics::counter!("fieldline_http_request_micros_total", "method" => method, "route" => route);
+        self.micros.get_or_init(fresh).increment(micros);
     }
 }
 

@@ -49,11 +49,8 @@ pub(crate) async fn serve(
     };
     let mut response = answer.unwrap_or_else(Problem::into_response);
     response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
-    let class = usize::from(response.status().as_u16() / 100).wrapping_sub(1);
-    if let Some(counter) = counters.requests.get(class) {
-        counter.increment(1);
-    }
-    counters.micros.increment(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
+    let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+    counters.count(response.status(), micros);
     response
 }
 
