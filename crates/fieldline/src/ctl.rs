@@ -9,12 +9,14 @@ use serde_json::{Map, Value as Json, json};
 use crate::cli::{CtlArgs, CtlCommand, Objects, Output};
 use crate::http_client::Client;
 
+/// Most columns of a table.
+const COLUMNS_MAX: usize = 12;
 /// Objects of one page that `list` asks for.
 const PAGE: usize = 1_000;
 
 /// Runs one command and prints its result.
 pub(crate) async fn run(args: CtlArgs) -> Result<(), String> {
-    if args.token.is_none() {
+    if args.token.as_deref().is_none_or(str::is_empty) {
         return Err("no API token: give --token, or set FIELDLINE_TOKEN to the one that the first start printed".to_owned());
     }
     let client = Client::new(&args.url, args.token, args.ca.as_deref())?;
@@ -186,12 +188,30 @@ fn cell(value: &Json) -> String {
     if text.chars().count() > 48 { text.chars().take(47).chain(['…']).collect() } else { text }
 }
 
-/// Rows with a column for each member of the first row.
+/// Rows with a column for each member that any row has.
 fn table(items: &[Json]) -> String {
-    let Some(first) = items.first().and_then(Json::as_object) else { return "nothing".to_owned() };
-    let hidden = ["account", "created_at", "revision", "source", "settings", "labels"];
-    let columns: Vec<&String> =
-        first.keys().filter(|name| !hidden.contains(&name.as_str())).take(10).collect();
+    let hidden = [
+        "account",
+        "created_at",
+        "revision",
+        "source",
+        "settings",
+        "labels",
+        "messages",
+        "frame.hex",
+    ];
+    let mut columns: Vec<&String> = Vec::new();
+    for name in items.iter().filter_map(Json::as_object).flat_map(Map::keys) {
+        if !hidden.contains(&name.as_str())
+            && !columns.contains(&name)
+            && columns.len() < COLUMNS_MAX
+        {
+            columns.push(name);
+        }
+    }
+    if columns.is_empty() {
+        return "nothing".to_owned();
+    }
     let mut rows = vec![columns.iter().map(|name| name.to_uppercase()).collect::<Vec<_>>()];
     let row = |item: &Json| {
         columns.iter().map(|name| item.get(name.as_str()).map(cell).unwrap_or_default()).collect()
@@ -247,7 +267,7 @@ mod tests {
 
     #[test]
     fn tables_align() {
-        let items = [json!({ "id": "1", "name": "Van" }), json!({ "id": "22", "name": "Truck" })];
-        assert_eq!(table(&items), "ID  NAME\n1   Van\n22  Truck");
+        let items = [json!({ "id": "1" }), json!({ "id": "22", "name": "Truck" })];
+        assert_eq!(table(&items), "ID  NAME\n1\n22  Truck");
     }
 }

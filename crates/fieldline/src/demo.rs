@@ -27,6 +27,8 @@ const CHANNELS: [(&str, Protocol, Transport, u16); 4] = [
 ];
 /// Messages a second of each vehicle.
 const RATE: f64 = 1.0;
+/// Not the seeds that `simulate` has by default: the same idents would throw each other out.
+const SEED: u64 = 4_001;
 /// How often vehicles look whether their channel listens.
 const LISTEN_WAIT: Duration = Duration::from_millis(500);
 /// Kinds of vehicles, for names and types.
@@ -61,7 +63,7 @@ impl Demo {
                 channel(platform, account, protocol, transport, listen).await.map_err(failed)?;
             // The count is spread over the channels, the first ones taking what is left over.
             let share = devices / 4 + u32::from(at < devices % 4);
-            let seed = u64::from(at) + 1;
+            let seed = SEED + u64::from(at);
             let fleet = fleet(simulator, share, seed, platform);
             for number in 0..share {
                 let vehicle = number * 4 + at;

@@ -48,11 +48,12 @@ impl Answer {
         let text =
             |name: &str| json.get(name).and_then(Json::as_str).unwrap_or_default().to_owned();
         let mut problem = format!("{} {}", self.status, text("title"));
-        for part in [text("detail"), errors(&json)] {
-            if !part.is_empty() {
-                problem.push_str(": ");
-                problem.push_str(&part);
-            }
+        // Where errors are listed, the detail sums them up.
+        let errors = errors(&json);
+        let part = if errors.is_empty() { text("detail") } else { errors };
+        if !part.is_empty() {
+            problem.push_str(": ");
+            problem.push_str(&part);
         }
         Err(problem)
     }
