@@ -28,7 +28,13 @@ fn command_line() -> String {
 
 fn help(command: &clap::Command, parents: &str, depth: usize, out: &mut String) {
     let name = format!("{parents}{}", command.get_name());
-    let text = command.clone().bin_name(&name).term_width(100).render_long_help().to_string();
+    let text = command
+        .clone()
+        .mut_args(|arg| arg.hide_env_values(true))
+        .bin_name(&name)
+        .term_width(100)
+        .render_long_help()
+        .to_string();
     let text: Vec<&str> = text.lines().map(str::trim_end).collect();
     // Writing to a String cannot fail.
     let _written = writeln!(
