@@ -29,6 +29,8 @@ function unwrap(points) {
   return out;
 }
 
+const unwrapDegrees = (ring) => unwrap(ring.map(([lon, lat]) => [lon / 360, lat])).map(([x, lat]) => [x * 360, lat]);
+
 // Antarctica runs once around the world: its ring is closed along the lower edge.
 function closeAtPole(points) {
   const [first, last] = [points[0], points[points.length - 1]];
@@ -111,7 +113,8 @@ export function encode(atlas, bits) {
   out.lines(borders.coordinates, scale, false);
   const names = [];
   for (const country of feature(atlas, atlas.objects.countries).features) {
-    const biggest = polygons(country.geometry).map((p) => p[0]).sort((a, b) => ringArea(b) - ringArea(a))[0];
+    const rings = polygons(country.geometry).map((p) => unwrapDegrees(p[0]));
+    const biggest = rings.sort((a, b) => ringArea(b) - ringArea(a))[0];
     if (!biggest || !country.properties?.name) continue;
     const area = ringArea(biggest);
     // The middle of the widest horizontal slice lies inside even where a country bends.
@@ -136,7 +139,7 @@ export function encode(atlas, bits) {
   names.sort((a, b) => b.area - a.area);
   out.unsigned(names.length);
   for (const { name, at, area } of names) {
-    const [x, y] = project(at).map((v) => Math.round(v * scale));
+    const [x, y] = project(at).map((v) => Math.round((v - Math.floor(v)) * scale));
     out.unsigned(x);
     out.unsigned(y);
     // Rank: the zoom from which the name has room.

@@ -283,6 +283,14 @@ const parameters = [
 ];
 
 // ---- routes
+function merge(target, patch) {
+  for (const [name, value] of Object.entries(patch)) {
+    if (value === null) delete target[name];
+    else if (typeof value === 'object' && !Array.isArray(value)) target[name] = merge({ ...target[name] }, value);
+    else target[name] = value;
+  }
+  return target;
+}
 const page = (items, q, limitMax = 10_000) => {
   const limit = Math.min(Number(q.get('limit') ?? 100), limitMax);
   const from = Number(q.get('cursor') ?? 0);
@@ -365,7 +373,7 @@ const routes = [
     return [201, publicDevice(d)];
   }],
   ['GET', '/devices/:id', ({ id }) => publicDevice(found(devices, id))],
-  ['PATCH', '/devices/:id', ({ id, body }) => { const d = Object.assign(found(devices, id), body, { revision: revision++ }); audited('update', 'device', id, Object.keys(body)); return publicDevice(d); }],
+  ['PATCH', '/devices/:id', ({ id, body }) => { const d = merge(found(devices, id), { ...body, revision: revision++ }); audited('update', 'device', id, Object.keys(body)); return publicDevice(d); }],
   ['DELETE', '/devices/:id', ({ id }) => { const d = found(devices, id); devices.delete(id); sims.splice(sims.indexOf(d), 1); audited('delete', 'device', id); return [204]; }],
   ['GET', '/devices/:id/state', ({ id }) => ({ ...stateOf(found(devices, id)), peer: '10.1.2.3:40112' })],
   ['GET', '/devices/:id/messages', ({ id, q }) => page(messagesOf(found(devices, id), q), q)],
@@ -396,7 +404,7 @@ const routes = [
   ['GET', '/channels', ({ q }) => page([...channels.values()].map(withStatus), q)],
   ['POST', '/channels', ({ body }) => { const c = channel(body.name, body.protocol, body.transport, 0, body); audited('create', 'channel', c.id); return [201, withStatus(c)]; }],
   ['GET', '/channels/:id', ({ id }) => withStatus(found(channels, id))],
-  ['PATCH', '/channels/:id', ({ id, body }) => { const c = Object.assign(found(channels, id), body, { revision: revision++ }); audited('update', 'channel', id, Object.keys(body)); return withStatus(c); }],
+  ['PATCH', '/channels/:id', ({ id, body }) => { const c = merge(found(channels, id), { ...body, revision: revision++ }); audited('update', 'channel', id, Object.keys(body)); return withStatus(c); }],
   ['DELETE', '/channels/:id', ({ id }) => { found(channels, id); channels.delete(id); audited('delete', 'channel', id); return [204]; }],
   ['GET', '/channels/:id/connections', ({ id, q }) => {
     const c = found(channels, id);

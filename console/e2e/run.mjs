@@ -109,6 +109,9 @@ const steps = [
     const name = await text('.grid-row:not([hidden]) a');
     await page.fill('[data-search]', name);
     await until(async () => (await page.$eval('.grid', (g) => Number(g.getAttribute('aria-rowcount')) - 1)) <= Math.max(1, all - 1) || all === 1, 'fewer rows');
+    await page.fill('[data-search]', name);
+    await page.click('.grid-row:not([hidden]) [role=gridcell]:nth-child(2)');
+    await seen('.grid-row[aria-selected=true]');
     await page.fill('[data-search]', 'no such device anywhere');
     await seen('text=No device matches');
     await page.fill('[data-search]', '');
@@ -220,10 +223,13 @@ const steps = [
     await page.keyboard.press('Enter');
     await page.click('button:has-text("Save")');
     await seen('.toast:has-text("Saved")');
+    await shot('11-device-settings');
     await page.click('[aria-label="Remove label e2e"]');
     await page.click('button:has-text("Save")');
-    await page.waitForTimeout(500);
-    await shot('11-device-settings');
+    await until(async () => !(await page.isEnabled('button:has-text("Save")')), 'it is saved');
+    await page.reload();
+    await seen('#new-label');
+    assert(!(await page.isVisible('[aria-label="Remove label e2e"]')), 'a label that was taken away stays away');
   }],
   ['connect: the first message is shown the moment it comes', async () => {
     await go('/connect');

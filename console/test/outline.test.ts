@@ -32,6 +32,9 @@ describe('outline file', () => {
     }
   });
   it('puts names where their countries are', () => {
+    const russia = lines.names.find((n) => n.text === 'Russia');
+    expect(russia?.x).toBeGreaterThan(0.65);
+    expect(russia?.x).toBeLessThan(0.9);
     const brazil = lines.names.find((n) => n.text === 'Brazil');
     expect(brazil?.x).toBeGreaterThan(0.3);
     expect(brazil?.x).toBeLessThan(0.41);

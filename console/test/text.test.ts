@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
 
 import type { Parameter } from '../src/lib/api';
-import { query } from '../src/lib/api';
+import { mergeOf, query } from '../src/lib/api';
 import { describe as say } from '../src/lib/events';
 import { bytes, compact, duration, number, relative, value, valueUnit } from '../src/lib/format';
 import { renamed, skeleton, tokens } from '../src/lib/highlight';
@@ -114,6 +114,11 @@ it('computes the checksum of its example', () => {
   expect(crc16(new TextEncoder().encode('123456789'))).toBe(0xbb3d);
   const frame = teltonikaFrame(0, 1, -1, 5, 6);
   expect(Number.parseInt(frame.slice(8, 16), 16) * 2 + 24).toBe(frame.length);
+});
+
+it('takes members out of a map by null', () => {
+  expect(mergeOf({ a: '1', b: '2' }, { a: '1', c: '3' })).toEqual({ a: '1', b: null, c: '3' });
+  expect(mergeOf(undefined, {})).toEqual({});
 });
 
 it('reads key chords', () => {

@@ -288,11 +288,25 @@ export const hooks: { unauthorized: () => void; reached: (ok: boolean) => void }
   reached: () => {},
 };
 
+/** Members to change; in maps null takes a member away. */
+export type Patch<T> = { [K in keyof T]?: T[K] extends Record<string, string> ? Record<string, Json> : T[K] };
+
 export interface Options {
   query?: Record<string, string | number | boolean | undefined | null>;
   body?: unknown;
   revision?: number;
   signal?: AbortSignal;
+  /** How often it was tried before. */
+  attempt?: number;
+}
+
+/** A read that the server puts off is tried again so often. */
+const RETRIES_MAX = 4;
+
+/** What a merge patch says of a map that is now `after`: members that went are null (RFC 7396), or they would stay. */
+export function mergeOf(before: Record<string, Json> | undefined, after: Record<string, Json>): Record<string, Json> {
+  const gone = Object.keys(before ?? {}).filter((name) => !(name in after));
+  return { ...after, ...Object.fromEntries(gone.map((name) => [name, null])) };
 }
 
 export function query(params: Options['query']): string {
@@ -324,6 +338,11 @@ export async function request<T>(method: string, path: string, options: Options 
     });
   }
   hooks.reached(true);
+  if (response.status === 429 && method === 'GET' && (options.attempt ?? 0) < RETRIES_MAX) {
+    const wait_s = Math.min(10, Number(response.headers.get('Retry-After')) || 1);
+    await new Promise((done) => setTimeout(done, wait_s * 1000));
+    return request<T>(method, path, { ...options, attempt: (options.attempt ?? 0) + 1 });
+  }
   const text = await response.text();
   let body: unknown;
   try {
@@ -370,7 +389,7 @@ export const api = {
       get<Page<Device>>('/devices', q, signal),
     get: (device: string) => get<Device>(`/devices/${id(device)}`),
     create: (body: Partial<Device>) => post<Device>('/devices', body),
-    patch: (device: string, body: Partial<Device>, revision?: number) => patch<Device>(`/devices/${id(device)}`, body, revision),
+    patch: (device: string, body: Patch<Device>, revision?: number) => patch<Device>(`/devices/${id(device)}`, body, revision),
     remove: (device: string) => remove(`/devices/${id(device)}`),
     state: (device: string) => get<DeviceState>(`/devices/${id(device)}/state`),
     messages: (device: string, q: Range & { fields?: string }, signal?: AbortSignal) =>
@@ -391,7 +410,7 @@ export const api = {
     list: (q: { limit?: number; cursor?: string | null } = {}) => get<Page<Channel>>('/channels', q),
     get: (channel: string) => get<Channel>(`/channels/${id(channel)}`),
     create: (body: Partial<Channel>) => post<Channel>('/channels', body),
-    patch: (channel: string, body: Partial<Channel>, revision?: number) => patch<Channel>(`/channels/${id(channel)}`, body, revision),
+    patch: (channel: string, body: Patch<Channel>, revision?: number) => patch<Channel>(`/channels/${id(channel)}`, body, revision),
     remove: (channel: string) => remove(`/channels/${id(channel)}`),
     connections: (channel: string) => get<Page<Connection>>(`/channels/${id(channel)}/connections`),
     close: (channel: string, connection: string) => remove(`/channels/${id(channel)}/connections/${id(connection)}`),

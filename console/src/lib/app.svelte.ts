@@ -162,7 +162,7 @@ class App {
   toast(kind: Toast['kind'], text: string, detail?: string): void {
     const toast: Toast = { key: this.nextToast++, kind, text, ...(detail ? { detail } : {}) };
     this.toasts = [...this.toasts.slice(-3), toast];
-    setTimeout(() => this.dismiss(toast.key), kind === 'bad' ? 9000 : 4500);
+    setTimeout(() => this.dismiss(toast.key), kind === 'bad' ? 9000 : 3500);
   }
 
   /** Shows an error that has no better place. */

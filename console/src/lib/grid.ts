@@ -173,6 +173,8 @@ export class Grid<T> {
     const el = document.createElement('div');
     el.className = 'grid-row';
     el.setAttribute('role', 'row');
+    // Until it shows a row: it would lie over the first one.
+    el.hidden = true;
     const cells = this.columns.map((column) => {
       const cell = document.createElement(column.link ? 'a' : 'div');
       cell.setAttribute('role', 'gridcell');

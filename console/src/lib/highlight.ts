@@ -7,7 +7,7 @@ export interface Token {
 }
 
 const KEYWORDS = new Set(
-  `protocol transport setting error close answer lenient on rule command table param var message check else fail if switch repeat while
+  `protocol transport setting error close answer lenient define on rule command table param var message check else fail if switch repeat while
   until to within attempt end break done skip peek left rest login password refused reply send expect session and or not in true false
   null bool signed except tcp udp tls`.split(/\s+/),
 );

@@ -391,8 +391,9 @@ export class FieldMap {
     const east = longitudeOf(view.x + width / 2 / scale);
     const north = Math.min(85, latitudeOf(Math.max(0, view.y - height / 2 / scale)));
     const south = Math.max(-85, latitudeOf(Math.min(1, view.y + height / 2 / scale)));
-    ctx.strokeStyle = this.palette.grid;
-    ctx.globalAlpha = view.zoom > 6 ? 0.55 : 1;
+    // Over land, when zoomed in, the grid is all there is to see motion by.
+    ctx.strokeStyle = view.zoom > 6 ? this.palette.border : this.palette.grid;
+    ctx.globalAlpha = view.zoom > 6 ? 0.7 : 1;
     ctx.lineWidth = 1;
     ctx.beginPath();
     for (let lon = Math.ceil(west / step) * step; lon <= east; lon += step) {
