@@ -167,17 +167,38 @@ pub(crate) enum ExprKind {
     /// A variable, a builtin such as `left`, or a read such as `u16`.
     Name(String),
     /// A function, a read with an argument, or a definition.
-    Call { name: Name, args: Vec<Expr> },
+    Call {
+        name: Name,
+        args: Vec<Expr>,
+    },
     /// `peek u8`
     Peek(Box<Expr>),
     /// `until ";"`, `until "\n" or end`
-    Until { delimiter: Vec<u8>, or_end: bool },
-    Unary { op: UnaryOp, value: Box<Expr> },
-    Binary { op: BinaryOp, left: Box<Expr>, right: Box<Expr> },
+    Until {
+        delimiter: Vec<u8>,
+        or_end: bool,
+    },
+    Unary {
+        op: UnaryOp,
+        value: Box<Expr>,
+    },
+    Binary {
+        op: BinaryOp,
+        left: Box<Expr>,
+        right: Box<Expr>,
+    },
     /// `a in 1..9`
-    In { value: Box<Expr>, low: Box<Expr>, high: Box<Expr> },
+    In {
+        value: Box<Expr>,
+        low: Box<Expr>,
+        high: Box<Expr>,
+    },
     /// `c ? a : b`
-    Choose { condition: Box<Expr>, then: Box<Expr>, otherwise: Box<Expr> },
+    Choose {
+        condition: Box<Expr>,
+        then: Box<Expr>,
+        otherwise: Box<Expr>,
+    },
 }
 
 /// An operator before its operand.

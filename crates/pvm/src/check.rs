@@ -24,20 +24,21 @@ struct Facts {
 
 /// Adds what is wrong to `findings`.
 pub(crate) fn check(bodies: &[Body<'_>], findings: &mut Vec<Finding>) {
-    let by_name: HashMap<&str, usize> = bodies.iter().enumerate().map(|(at, b)| (b.name, at)).collect();
-    let mut checker = Checker {
-        bodies,
-        by_name,
-        facts: vec![None; bodies.len()],
-        path: Vec::new(),
-        findings,
-    };
+    let by_name: HashMap<&str, usize> =
+        bodies.iter().enumerate().map(|(at, b)| (b.name, at)).collect();
+    let mut checker =
+        Checker { bodies, by_name, facts: vec![None; bodies.len()], path: Vec::new(), findings };
     for (at, body) in bodies.iter().enumerate() {
         let facts = checker.facts(at);
         let entry = ["on ", "command ", "error "].iter().any(|kind| body.name.starts_with(kind));
         if entry && facts.stores {
-            let finding = Finding::new(body.span, format!("`{}` stores a value outside of a message", body.name));
-            checker.findings.push(finding.hint("put what belongs to one message into `message { … }`"));
+            let finding = Finding::new(
+                body.span,
+                format!("`{}` stores a value outside of a message", body.name),
+            );
+            checker
+                .findings
+                .push(finding.hint("put what belongs to one message into `message { … }`"));
         }
     }
 }
@@ -58,7 +59,8 @@ impl Checker<'_, '_> {
         let Some(body) = self.bodies.get(at) else { return Facts::default() };
         if self.path.contains(&at) {
             let finding = Finding::new(body.span, format!("rule `{}` calls itself", body.name));
-            self.findings.push(finding.hint("use `repeat`: rules cannot call each other in a circle"));
+            self.findings
+                .push(finding.hint("use `repeat`: rules cannot call each other in a circle"));
             return Facts::default();
         }
         self.path.push(at);
@@ -84,7 +86,9 @@ impl Checker<'_, '_> {
                     self.block(body, true, facts);
                 }
                 StmtKind::Call { name, .. } => {
-                    let Some(callee) = self.by_name.get(name.text.as_str()).copied() else { continue };
+                    let Some(callee) = self.by_name.get(name.text.as_str()).copied() else {
+                        continue;
+                    };
                     let called = self.facts(callee);
                     if open && called.opens {
                         self.nested(name.span);

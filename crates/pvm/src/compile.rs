@@ -126,7 +126,11 @@ impl<'a> Compiler<'a, '_> {
                 let mut known: Vec<&str> = known.into_iter().collect();
                 known.sort_unstable();
                 known.truncate(12);
-                if known.is_empty() { "none is declared".into() } else { format!("known: {}", known.join(", ")) }
+                if known.is_empty() {
+                    "none is declared".into()
+                } else {
+                    format!("known: {}", known.join(", "))
+                }
             }
         };
         self.finding(name.span, format!("there is no {what} `{}`", name.text)).hint = Some(hint);
@@ -135,7 +139,10 @@ impl<'a> Compiler<'a, '_> {
     fn file(&mut self, file: &'a File) {
         if let Some(name) = &file.name {
             self.program.name.clone_from(&name.text);
-            let fits = name.text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+            let fits = name
+                .text
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
             if !fits || name.text.len() > 64 {
                 self.finding(name.span, "this is no name of a protocol").expected =
                     Some("at most 64 lower-case letters, digits and `_`".into());
@@ -157,7 +164,11 @@ impl<'a> Compiler<'a, '_> {
                     self.rule(at, source);
                 }
                 let code = std::mem::take(&mut self.code);
-                if traced { self.program.traced = code } else { self.program.plain = code }
+                if traced {
+                    self.program.traced = code
+                } else {
+                    self.program.plain = code
+                }
                 if !self.findings.is_empty() {
                     return;
                 }
@@ -184,7 +195,9 @@ impl<'a> Compiler<'a, '_> {
                 Item::Transport(names) => {
                     for name in names {
                         match name.text.as_str() {
-                            "tcp" => self.program.transports.extend([Transport::Tcp, Transport::Tls]),
+                            "tcp" => {
+                                self.program.transports.extend([Transport::Tcp, Transport::Tls])
+                            }
                             "udp" => self.program.transports.push(Transport::Udp),
                             _ => self.unknown(name, "transport", ["tcp", "udp"]),
                         }
@@ -201,7 +214,8 @@ impl<'a> Compiler<'a, '_> {
                     for name in names {
                         match self.class_names.get(&name.text) {
                             Some(at) if usize::from(*at) < MACHINE_CLASSES.len() => {
-                                if let Some(class) = self.program.classes.get_mut(usize::from(*at)) {
+                                if let Some(class) = self.program.classes.get_mut(usize::from(*at))
+                                {
                                     class.close = close.or(class.close);
                                     class.lenient = *lenient;
                                 }
@@ -258,7 +272,8 @@ impl<'a> Compiler<'a, '_> {
         let kind = Kind::named(text).is_some() || text == "rest";
         if builtin || kind {
             let what = if kind { "a way to read" } else { "a value of the machine" };
-            self.finding(name.span, format!("`{text}` is {what}")).hint = Some("use another name".into());
+            self.finding(name.span, format!("`{text}` is {what}")).hint =
+                Some("use another name".into());
         }
         if ["session.", "setting."].iter().any(|p| text.starts_with(p)) {
             self.finding(name.span, format!("`{text}` must be declared at the top")).hint =
@@ -360,7 +375,9 @@ impl<'a> Compiler<'a, '_> {
             match item {
                 Item::Rule { name, params, body } => {
                     let place = (number(&sources), params.len());
-                    if Fun::named(&name.text).is_some() || self.defines.contains_key(name.text.as_str()) {
+                    if Fun::named(&name.text).is_some()
+                        || self.defines.contains_key(name.text.as_str())
+                    {
                         self.twice(name, "function or definition");
                     } else if self.rule_names.insert(&name.text, place).is_some() {
                         self.twice(name, "rule");

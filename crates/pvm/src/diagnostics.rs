@@ -72,8 +72,10 @@ impl fmt::Display for Diagnostics {
                 // Tabs count as one column: shown as one space so that the mark stands under its place.
                 let text: String =
                     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-                let indent = " ".repeat(usize::try_from(item.column).unwrap_or(1).saturating_sub(1));
-                let width = usize::try_from(item.end.saturating_sub(item.column)).unwrap_or(1).max(1);
+                let indent =
+                    " ".repeat(usize::try_from(item.column).unwrap_or(1).saturating_sub(1));
+                let width =
+                    usize::try_from(item.end.saturating_sub(item.column)).unwrap_or(1).max(1);
                 writeln!(f, "{margin} |")?;
                 writeln!(f, "{number} | {text}")?;
                 write!(f, "{margin} | {indent}{}", "^".repeat(width))?;

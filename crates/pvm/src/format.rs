@@ -7,8 +7,8 @@ use crate::lexer::{Tok, Token, lex};
 
 /// Words after which a parenthesis does not begin arguments.
 const WORDS: &[&str] = &[
-    "if", "else", "check", "switch", "repeat", "within", "reply", "send", "answer", "refused", "login",
-    "password", "and", "or", "not", "in", "peek", "until", "skip", "to", "end",
+    "if", "else", "check", "switch", "repeat", "within", "reply", "send", "answer", "refused",
+    "login", "password", "and", "or", "not", "in", "peek", "until", "skip", "to", "end",
 ];
 
 /// One line: depth of indentation, statement, comment behind it.

@@ -126,7 +126,8 @@ impl Lexer<'_, '_> {
         match c {
             '\n' => {
                 self.at += 1;
-                let repeated = matches!(self.tokens.last(), None | Some(Token { tok: Tok::Newline, .. }));
+                let repeated =
+                    matches!(self.tokens.last(), None | Some(Token { tok: Tok::Newline, .. }));
                 if self.nesting == 0 && !repeated {
                     self.push(Tok::Newline, start);
                 }
@@ -154,7 +155,8 @@ impl Lexer<'_, '_> {
             }
             '#' => {
                 self.at += 1;
-                let name = self.take(|c| c.is_ascii_alphanumeric() || c == '.' || c == '_').to_owned();
+                let name =
+                    self.take(|c| c.is_ascii_alphanumeric() || c == '.' || c == '_').to_owned();
                 self.push(if name.is_empty() { Tok::Punct("#") } else { Tok::Param(name) }, start);
             }
             '@' => self.date(start),
@@ -192,7 +194,8 @@ impl Lexer<'_, '_> {
                         self.take(|c| c != '\'' && c != '\n');
                         self.at += usize::from(self.peek() == Some('\''));
                     }
-                    let finding = self.finding(start, format!("`{}` has no meaning here", shown(c)));
+                    let finding =
+                        self.finding(start, format!("`{}` has no meaning here", shown(c)));
                     finding.hint = match c {
                         ';' => Some("statements end with the line".into()),
                         '\'' => Some("text stands in double quotes".into()),
@@ -235,7 +238,8 @@ impl Lexer<'_, '_> {
             whole = false;
         }
         let mut after = self.rest().chars();
-        if after.next() == Some('e') && after.next().is_some_and(|c| c == '-' || c.is_ascii_digit()) {
+        if after.next() == Some('e') && after.next().is_some_and(|c| c == '-' || c.is_ascii_digit())
+        {
             self.at += 1;
             let negative = self.rest().starts_with('-');
             self.at += usize::from(negative);
@@ -267,7 +271,8 @@ impl Lexer<'_, '_> {
                 self.push(Tok::Date(days * 86_400), start);
             }
             _ => {
-                self.finding(start, "this is no date").expected = Some("such as @2007-01-01".into());
+                self.finding(start, "this is no date").expected =
+                    Some("such as @2007-01-01".into());
             }
         }
     }
@@ -279,7 +284,8 @@ impl Lexer<'_, '_> {
         let mut text = String::new();
         loop {
             let Some(c) = self.peek().filter(|c| *c != '\n') else {
-                self.finding(start, "the text does not end").expected = Some("`\"` on the same line".into());
+                self.finding(start, "the text does not end").expected =
+                    Some("`\"` on the same line".into());
                 return None;
             };
             let place = self.at;

@@ -36,7 +36,11 @@ pub fn compile(name: &str, source: &str) -> Result<Program, Diagnostics> {
     let mut findings = Vec::new();
     let file = parser::parse(source, &mut findings);
     let program = compile::compile(source, &file, &mut findings);
-    if findings.is_empty() { Ok(program) } else { Err(diagnostics::diagnostics(name, source, findings)) }
+    if findings.is_empty() {
+        Ok(program)
+    } else {
+        Err(diagnostics::diagnostics(name, source, findings))
+    }
 }
 
 /// The source in the one accepted layout; comments are kept.

@@ -132,83 +132,243 @@ impl Builtin {
 /// One instruction. Destinations come first.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Op {
-    Const { dst: Reg, index: u16 },
-    Move { dst: Reg, src: Reg },
-    LoadVar { dst: Reg, index: u16 },
-    StoreVar { index: u16, src: Reg },
-    LoadSession { dst: Reg, index: u16 },
-    StoreSession { index: u16, src: Reg },
-    LoadSetting { dst: Reg, index: u16 },
-    LoadBuiltin { dst: Reg, what: Builtin },
-    Unary { op: UnaryOp, dst: Reg, src: Reg },
-    Binary { op: BinaryOp, dst: Reg, left: Reg, right: Reg },
-    BinaryConst { op: BinaryOp, dst: Reg, left: Reg, index: u16 },
-    Apply { fun: Fun, dst: Reg, first: Reg, count: u8 },
+    Const {
+        dst: Reg,
+        index: u16,
+    },
+    Move {
+        dst: Reg,
+        src: Reg,
+    },
+    LoadVar {
+        dst: Reg,
+        index: u16,
+    },
+    StoreVar {
+        index: u16,
+        src: Reg,
+    },
+    LoadSession {
+        dst: Reg,
+        index: u16,
+    },
+    StoreSession {
+        index: u16,
+        src: Reg,
+    },
+    LoadSetting {
+        dst: Reg,
+        index: u16,
+    },
+    LoadBuiltin {
+        dst: Reg,
+        what: Builtin,
+    },
+    Unary {
+        op: UnaryOp,
+        dst: Reg,
+        src: Reg,
+    },
+    Binary {
+        op: BinaryOp,
+        dst: Reg,
+        left: Reg,
+        right: Reg,
+    },
+    BinaryConst {
+        op: BinaryOp,
+        dst: Reg,
+        left: Reg,
+        index: u16,
+    },
+    Apply {
+        fun: Fun,
+        dst: Reg,
+        first: Reg,
+        count: u8,
+    },
     /// `number(…)`, which text protocols live on.
-    Number { dst: Reg, src: Reg },
+    Number {
+        dst: Reg,
+        src: Reg,
+    },
     /// Makes the register null if it equals the constant.
-    NullIf { reg: Reg, index: u16 },
-    Jump { to: u32 },
-    JumpIf { src: Reg, to: u32 },
-    JumpIfNot { src: Reg, to: u32 },
+    NullIf {
+        reg: Reg,
+        index: u16,
+    },
+    Jump {
+        to: u32,
+    },
+    JumpIf {
+        src: Reg,
+        to: u32,
+    },
+    JumpIfNot {
+        src: Reg,
+        to: u32,
+    },
     /// Jumps unless the register equals the constant.
-    JumpUnless { src: Reg, index: u16, to: u32 },
-    Read { dst: Reg, kind: Kind },
-    Peek { dst: Reg, kind: Kind },
-    Take { dst: Reg, count: Reg, text: bool },
-    Rest { dst: Reg },
-    Until { dst: Reg, index: u16, or_end: bool },
-    Skip { count: Reg },
+    JumpUnless {
+        src: Reg,
+        index: u16,
+        to: u32,
+    },
+    Read {
+        dst: Reg,
+        kind: Kind,
+    },
+    Peek {
+        dst: Reg,
+        kind: Kind,
+    },
+    Take {
+        dst: Reg,
+        count: Reg,
+        text: bool,
+    },
+    Rest {
+        dst: Reg,
+    },
+    Until {
+        dst: Reg,
+        index: u16,
+        or_end: bool,
+    },
+    Skip {
+        count: Reg,
+    },
     /// Reads a number and stores it, multiplied by a decimal constant (`scale` − 1 of the scales; 0: not).
-    ReadParam { name: u16, kind: Kind, scale: u16 },
+    ReadParam {
+        name: u16,
+        kind: Kind,
+        scale: u16,
+    },
     /// Reads id and value and stores the value under the table's name for the id.
-    Entry { table: u8, id: Kind, value: Kind },
+    Entry {
+        table: u8,
+        id: Kind,
+        value: Kind,
+    },
     /// The same as often as the register counts.
-    Entries { count: Reg, table: u8, id: Kind, value: Kind },
-    Store { name: u16, src: Reg },
-    StoreTime { src: Reg },
-    StoreDynamic { name: Reg, src: Reg },
+    Entries {
+        count: Reg,
+        table: u8,
+        id: Kind,
+        value: Kind,
+    },
+    Store {
+        name: u16,
+        src: Reg,
+    },
+    StoreTime {
+        src: Reg,
+    },
+    StoreDynamic {
+        name: Reg,
+        src: Reg,
+    },
     /// Stores under the table's name for the id; `bytes` is the width that the value came in, 0 if unknown.
-    StoreEntry { table: u8, id: Reg, src: Reg, bytes: u8 },
-    Within { part: Reg, to: u32 },
+    StoreEntry {
+        table: u8,
+        id: Reg,
+        src: Reg,
+        bytes: u8,
+    },
+    Within {
+        part: Reg,
+        to: u32,
+    },
     Leave,
     MessageBegin,
     MessageEnd,
-    Attempt { to: u32 },
-    AttemptEnd { to: u32 },
+    Attempt {
+        to: u32,
+    },
+    AttemptEnd {
+        to: u32,
+    },
     /// Makes the register a loop count, or fails.
-    Count { reg: Reg },
+    Count {
+        reg: Reg,
+    },
     /// Counts down; at zero, jumps.
-    Next { reg: Reg, to: u32 },
+    Next {
+        reg: Reg,
+        to: u32,
+    },
     /// At the end of the sub-buffer, jumps; fails if nothing was read since the last time.
-    NextInner { reg: Reg, to: u32 },
-    Check { src: Reg, class: u16 },
+    NextInner {
+        reg: Reg,
+        to: u32,
+    },
+    Check {
+        src: Reg,
+        class: u16,
+    },
     /// Fails if the register is an error value.
-    Require { src: Reg, class: u16 },
-    Fail { class: u16 },
-    Call { rule: u16, base: Reg },
+    Require {
+        src: Reg,
+        class: u16,
+    },
+    Fail {
+        class: u16,
+    },
+    Call {
+        rule: u16,
+        base: Reg,
+    },
     Return,
     /// Asks for the device; refused, jumps. Register 255 stands for no password.
-    Login { ident: Reg, password: Reg, to: u32 },
+    Login {
+        ident: Reg,
+        password: Reg,
+        to: u32,
+    },
     Begin,
-    Emit { src: Reg },
-    EmitInt { kind: Kind, src: Reg },
+    Emit {
+        src: Reg,
+    },
+    EmitInt {
+        kind: Kind,
+        src: Reg,
+    },
     Reply,
-    Join { dst: Reg },
-    Answer { src: Reg, accepted: bool },
-    Close { code: u8 },
+    Join {
+        dst: Reg,
+    },
+    Answer {
+        src: Reg,
+        accepted: bool,
+    },
+    Close {
+        code: u8,
+    },
     Expect,
     Done,
     /// Tracing only: notes where the next field begins.
     FieldStart,
     /// Tracing only: a field ends here.
-    Field { name: u16, src: Reg },
+    Field {
+        name: u16,
+        src: Reg,
+    },
     /// Tracing only: a field named by a table ends here.
-    FieldEntry { table: u8, id: Reg, src: Reg },
+    FieldEntry {
+        table: u8,
+        id: Reg,
+        src: Reg,
+    },
     /// Tracing only: a field named by a register ends here.
-    FieldDynamic { name: Reg, src: Reg },
+    FieldDynamic {
+        name: Reg,
+        src: Reg,
+    },
     /// Tracing only: a computed value.
-    Shown { name: u16, src: Reg },
+    Shown {
+        name: u16,
+        src: Reg,
+    },
 }
 
 impl Program {

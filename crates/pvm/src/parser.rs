@@ -34,7 +34,16 @@ struct Parser<'a, 'f> {
 }
 
 const ITEMS: &[&str] = &[
-    "transport", "setting", "error", "session", "var", "define", "table", "rule", "on", "command",
+    "transport",
+    "setting",
+    "error",
+    "session",
+    "var",
+    "define",
+    "table",
+    "rule",
+    "on",
+    "command",
 ];
 
 impl Parser<'_, '_> {
@@ -233,7 +242,11 @@ impl Parser<'_, '_> {
                 let name = self.name("a variable's name")?;
                 self.expect("=", "and its first value")?;
                 let value = self.expr()?;
-                if word == "var" { Item::Var { name, value } } else { Item::Session { name, value } }
+                if word == "var" {
+                    Item::Var { name, value }
+                } else {
+                    Item::Session { name, value }
+                }
             }
             "define" => {
                 let name = self.name("a name for the expression")?;

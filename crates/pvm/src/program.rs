@@ -180,6 +180,9 @@ pub(crate) struct Entry {
 const PAGES: usize = 256;
 const PAGE: usize = 256;
 
+/// Entries of neighbouring ids; `None` for those that are not stored.
+type Page = Box<[Option<Entry>]>;
+
 /// Parameters by id.
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -187,7 +190,7 @@ pub(crate) struct Table {
     /// Name of ids that it lacks, before and after the id; without one they are not stored.
     unknown: Option<(String, String)>,
     rows: HashMap<u64, Entry>,
-    pages: Box<[OnceLock<Box<[Option<Entry>]>>]>,
+    pages: Box<[OnceLock<Page>]>,
 }
 
 impl Table {
@@ -225,7 +228,8 @@ impl Table {
         let at = usize::try_from(id).unwrap_or(usize::MAX);
         if let Some(page) = self.pages.get(at / PAGE) {
             let first = (at / PAGE * PAGE) as u64;
-            let page = page.get_or_init(|| (first..first + PAGE as u64).map(|id| self.make(id)).collect());
+            let page =
+                page.get_or_init(|| (first..first + PAGE as u64).map(|id| self.make(id)).collect());
             return page.get(at % PAGE)?.as_ref();
         }
         *spare = self.make(id);

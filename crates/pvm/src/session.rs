@@ -409,7 +409,8 @@ impl Session {
         params: &Params,
     ) -> Result<EncodedCommand, CommandError> {
         let program = Arc::clone(&self.program);
-        let found = program.commands.iter().zip(&program.command_rules).find(|(c, _)| c.name == name);
+        let found =
+            program.commands.iter().zip(&program.command_rules).find(|(c, _)| c.name == name);
         let Some((command, rule)) = found else {
             let known: Vec<&str> = program.commands.iter().map(|c| c.name.as_str()).collect();
             return Err(CommandError::Unknown {

@@ -144,7 +144,9 @@ impl Case<'_> {
             self.negative(&expected, &strict, &accepted);
             if let Some(lenient) = lenient {
                 self.problems.extend(
-                    body(&self.program, &lenient, &accepted).into_iter().map(|p| format!("lenient: {p}")),
+                    body(&self.program, &lenient, &accepted)
+                        .into_iter()
+                        .map(|p| format!("lenient: {p}")),
                 );
             }
             return;
@@ -171,7 +173,8 @@ impl Case<'_> {
         if self.text("kind") != Some("login") {
             session.identify("000000000000000", &settings);
         }
-        let context = self.vector.get("context").and_then(Json::as_object).cloned().unwrap_or_default();
+        let context =
+            self.vector.get("context").and_then(Json::as_object).cloned().unwrap_or_default();
         for (name, value) in context {
             let known = Value::from_json(value).is_some_and(|v| session.set_variable(&name, v));
             if !known {
@@ -208,7 +211,9 @@ impl Case<'_> {
     fn settings(&mut self) -> BTreeMap<String, Json> {
         let required = match self.vector.get("requires") {
             Some(Json::String(name)) => vec![name.clone()],
-            Some(Json::Array(names)) => names.iter().filter_map(|n| n.as_str().map(str::to_owned)).collect(),
+            Some(Json::Array(names)) => {
+                names.iter().filter_map(|n| n.as_str().map(str::to_owned)).collect()
+            }
             _ => Vec::new(),
         };
         for name in &required {
@@ -227,7 +232,8 @@ impl Case<'_> {
     }
 
     fn negative(&mut self, expected: &Json, strict: &Outcome, accepted: &Outcome) {
-        let stated = expected.get("error").and_then(Json::as_str).or_else(|| self.text("frame_error"));
+        let stated =
+            expected.get("error").and_then(Json::as_str).or_else(|| self.text("frame_error"));
         let class = stated.and_then(|s| s.split(':').next()).unwrap_or("").to_owned();
         match &strict.error {
             Some(error) if *error.class == *class => {}
@@ -265,7 +271,9 @@ impl Case<'_> {
                 let problem = format!("answers `{got}`, not `{reply}` or nothing");
                 self.problem(problem);
             }
-        } else if self.vector.get("reply_dynamic").is_some_and(|d| *d != Json::Bool(false)) && got.is_empty() {
+        } else if self.vector.get("reply_dynamic").is_some_and(|d| *d != Json::Bool(false))
+            && got.is_empty()
+        {
             self.problem("answers nothing");
         }
     }

@@ -192,7 +192,13 @@ impl Machine {
     }
 
     /// Makes ready for another frame, keeping what was allocated.
-    pub(crate) fn reset(&mut self, program: &Program, rule: u16, traced: bool, hints: (usize, usize)) {
+    pub(crate) fn reset(
+        &mut self,
+        program: &Program,
+        rule: u16,
+        traced: bool,
+        hints: (usize, usize),
+    ) {
         self.calls.clear();
         self.withins.clear();
         self.attempts.clear();

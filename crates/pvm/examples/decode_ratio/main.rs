@@ -28,7 +28,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let file: serde_json::Value = serde_json::from_str(&text)?;
     let only = std::env::args().nth(1);
     let mut ratios = Vec::new();
-    for (name, decode) in [("teltonika", teltonika::decode as Decode), ("wialon_ips", wialon_ips::decode)] {
+    for (name, decode) in
+        [("teltonika", teltonika::decode as Decode), ("wialon_ips", wialon_ips::decode)]
+    {
         if only.as_deref().is_some_and(|only| only != name) {
             continue;
         }
@@ -76,7 +78,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn frames(file: &serde_json::Value, protocol: &str, decode: Decode) -> Vec<Vec<u8>> {
     let vectors = file.get("vectors").and_then(|v| v.as_array()).cloned().unwrap_or_default();
     let wanted = |v: &&serde_json::Value| {
-        v["protocol"] == protocol && v["kind"] == "data" && v["transport"] == "tcp" && v["requires"].is_null()
+        v["protocol"] == protocol
+            && v["kind"] == "data"
+            && v["transport"] == "tcp"
+            && v["requires"].is_null()
     };
     let hex = vectors.iter().filter(wanted).filter_map(|v| from_hex(v["hex"].as_str()?));
     hex.filter(|frame| decode(frame).is_some_and(|messages| !messages.is_empty())).collect()

@@ -89,8 +89,13 @@ struct Names {
 static NAMES: LazyLock<Names> = LazyLock::new(|| {
     let mut entries: Vec<Option<Entry>> = (0..256).map(|_| None).collect();
     for (id, text, kind, scale, except) in ROWS {
-        let entry =
-            Entry { name: name(text), raw: name(&format!("io.{id}")), kind: *kind, scale: *scale, except };
+        let entry = Entry {
+            name: name(text),
+            raw: name(&format!("io.{id}")),
+            kind: *kind,
+            scale: *scale,
+            except,
+        };
         if let Some(slot) = entries.get_mut(usize::from(*id)) {
             *slot = Some(entry);
         }
@@ -117,9 +122,12 @@ thread_local! {
 }
 
 fn unknown(id: u16) -> ParamName {
-    UNKNOWN.with_borrow_mut(|names| names.entry(id).or_insert_with(|| name(&format!("io.{id}"))).clone())
+    UNKNOWN.with_borrow_mut(|names| {
+        names.entry(id).or_insert_with(|| name(&format!("io.{id}"))).clone()
+    })
 }
 
+#[allow(clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "a byte is below 256")]
 const CRC: [u16; 256] = {
     let mut table = [0_u16; 256];
     let mut byte = 0;

@@ -75,7 +75,9 @@ pub(crate) fn decode(line: &[u8]) -> Option<Vec<Decoded>> {
                 body
             };
             let records = part.split('|').filter(|one| !one.is_empty());
-            records.map(|one| record(one, if one.split(';').count() == 10 { 10 } else { 16 })).collect()
+            records
+                .map(|one| record(one, if one.split(';').count() == 10 { 10 } else { 16 }))
+                .collect()
         }
         _ => None,
     }
@@ -142,7 +144,11 @@ fn number(text: &str) -> Option<Value> {
     } else {
         Decimal::parse(text)
     }?;
-    Some(if decimal.scale() == 0 { Value::Int(decimal.mantissa()) } else { Value::Decimal(decimal) })
+    Some(if decimal.scale() == 0 {
+        Value::Int(decimal.mantissa())
+    } else {
+        Value::Decimal(decimal)
+    })
 }
 
 fn pair(text: &str, at: usize) -> Option<i64> {
@@ -159,7 +165,8 @@ fn time(date: &str, time: &str) -> Option<Option<Timestamp>> {
     let years = if month <= 2 { year - 1 } else { year };
     let of_era = years.rem_euclid(400);
     let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    let days = years.div_euclid(400) * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468;
+    let days = years.div_euclid(400) * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year
+        - 719_468;
     Some(Some(Timestamp::from_seconds(days * 86_400 + hour * 3_600 + minute * 60 + second)))
 }
 

@@ -40,7 +40,10 @@ impl<'a> Compiler<'a, '_> {
                     Some(define) if self.local(name).is_none() => {
                         depth < EXPANSION_MAX && self.reads(define.body, depth + 1)
                     }
-                    _ => self.local(name).is_none() && (Kind::named(name).is_some() || name == "rest"),
+                    _ => {
+                        self.local(name).is_none()
+                            && (Kind::named(name).is_some() || name == "rest")
+                    }
                 },
                 ExprKind::Call { name, .. } => match self.defines.get(name.text.as_str()) {
                     Some(define) => depth < EXPANSION_MAX && self.reads(define.body, depth + 1),
@@ -114,8 +117,12 @@ impl<'a> Compiler<'a, '_> {
                 let src = self.eval(value);
                 self.emit(Op::Unary { op: *op, dst, src });
             }
-            ExprKind::Binary { op: BinaryOp::And, left, right } => self.junction(left, right, dst, false),
-            ExprKind::Binary { op: BinaryOp::Or, left, right } => self.junction(left, right, dst, true),
+            ExprKind::Binary { op: BinaryOp::And, left, right } => {
+                self.junction(left, right, dst, false)
+            }
+            ExprKind::Binary { op: BinaryOp::Or, left, right } => {
+                self.junction(left, right, dst, true)
+            }
             ExprKind::Binary { op, left, right } => {
                 let left = self.eval(left);
                 if let Some(value) = fold(right) {
@@ -225,8 +232,8 @@ impl<'a> Compiler<'a, '_> {
             if !(least..=most).contains(&args.len()) {
                 let wanted =
                     if least == most { least.to_string() } else { format!("{least} to {most}") };
-                self.finding(name.span, format!("`{text}` is given {} values", args.len())).expected =
-                    Some(wanted);
+                self.finding(name.span, format!("`{text}` is given {} values", args.len()))
+                    .expected = Some(wanted);
                 return;
             }
             if fun == Fun::Datetime {
@@ -302,7 +309,8 @@ impl<'a> Compiler<'a, '_> {
             let mark = self.next;
             match &part.kind {
                 ExprKind::Call { name, args }
-                    if Kind::named(&name.text).is_some() && !self.defines.contains_key(name.text.as_str()) =>
+                    if Kind::named(&name.text).is_some()
+                        && !self.defines.contains_key(name.text.as_str()) =>
                 {
                     self.part_call(name, args);
                 }

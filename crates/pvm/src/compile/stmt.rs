@@ -22,7 +22,8 @@ impl<'a> Compiler<'a, '_> {
             }
             self.line = self.lines.line(stmt.span.start);
             self.statement(stmt);
-            let ends = matches!(stmt.kind, StmtKind::Fail { .. } | StmtKind::Done | StmtKind::Break);
+            let ends =
+                matches!(stmt.kind, StmtKind::Fail { .. } | StmtKind::Done | StmtKind::Break);
             if ends && let Some(next) = stmts.get(at + 1) {
                 self.finding(next.span, "this is never reached").hint =
                     Some("the statement before it ends the block".into());
@@ -189,7 +190,8 @@ impl<'a> Compiler<'a, '_> {
         if self.traced {
             return None;
         }
-        let [Stmt { kind: StmtKind::Set { target, value, reads: true, otherwise: None }, .. }] = body
+        let [Stmt { kind: StmtKind::Set { target, value, reads: true, otherwise: None }, .. }] =
+            body
         else {
             return None;
         };
@@ -258,7 +260,13 @@ impl<'a> Compiler<'a, '_> {
         }
     }
 
-    fn set_target(&mut self, target: &'a Target, value: &'a Expr, reads: bool, otherwise: Option<&Name>) {
+    fn set_target(
+        &mut self,
+        target: &'a Target,
+        value: &'a Expr,
+        reads: bool,
+        otherwise: Option<&Name>,
+    ) {
         if otherwise.is_none() {
             let quick = match target {
                 Target::Param(name) => self.read_param(name, value),
@@ -361,7 +369,10 @@ impl<'a> Compiler<'a, '_> {
         let var = self.var_names.get(name.text.as_str()).copied();
         let session = self.session_index(&name.text);
         let builtin = Builtin::ALL.iter().any(|(n, _)| *n == name.text);
-        if builtin || Kind::named(&name.text).is_some() || self.defines.contains_key(name.text.as_str()) {
+        if builtin
+            || Kind::named(&name.text).is_some()
+            || self.defines.contains_key(name.text.as_str())
+        {
             self.finding(name.span, format!("`{}` cannot be set", name.text)).hint =
                 Some("it has a meaning of its own; use another name".into());
             return;

@@ -92,7 +92,7 @@ impl Parser<'_, '_> {
             count += 1;
         }
         let value = self.comparison()?;
-        if count % 2 == 0 {
+        if count.is_multiple_of(2) {
             return Ok(value);
         }
         let span = start.to(value.span);

@@ -78,8 +78,7 @@ impl Parser<'_, '_> {
             }
             "login" => {
                 let ident = self.expr()?;
-                let password =
-                    if self.take_word("password") { Some(self.expr()?) } else { None };
+                let password = if self.take_word("password") { Some(self.expr()?) } else { None };
                 let refused = if self.take_word("refused") { Some(self.block()?) } else { None };
                 StmtKind::Login { ident, password, refused }
             }
@@ -90,7 +89,9 @@ impl Parser<'_, '_> {
             }
             "close" => {
                 let named = matches!(self.tok(), Tok::Name(_));
-                StmtKind::Close { code: if named { Some(self.name("a close code")?) } else { None } }
+                StmtKind::Close {
+                    code: if named { Some(self.name("a close code")?) } else { None },
+                }
             }
             "done" => StmtKind::Done,
             "break" => StmtKind::Break,
@@ -120,8 +121,10 @@ impl Parser<'_, '_> {
     fn call(&mut self, name: Name) -> Parsed<StmtKind> {
         if !self.take("(") {
             let known = nearest(&name.text, WORDS.iter().copied());
-            let mut finding = Finding::new(name.span, format!("`{}` begins no statement", name.text))
-                .expected("a field `name: u16`, a value `name = …`, a call `rule()` or a statement");
+            let mut finding =
+                Finding::new(name.span, format!("`{}` begins no statement", name.text)).expected(
+                    "a field `name: u16`, a value `name = …`, a call `rule()` or a statement",
+                );
             finding.hint = known.map(|word| format!("did you mean `{word}`?"));
             self.findings.push(finding);
             return Err(super::GivenUp);

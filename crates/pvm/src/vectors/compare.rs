@@ -35,7 +35,9 @@ impl<'a> Frame<'a> {
             }
             ("io.variable", Json::Array(ids)) => {
                 for id in ids.iter().filter_map(Json::as_str) {
-                    let bytes = |f: &TraceField| matches!(f.value, Some(Value::Bytes(_) | Value::Text(_)) | None);
+                    let bytes = |f: &TraceField| {
+                        matches!(f.value, Some(Value::Bytes(_) | Value::Text(_)) | None)
+                    };
                     if !self.entries(id).any(bytes) {
                         problems.push(format!("io {id} is not of variable length"));
                     }
@@ -63,14 +65,16 @@ impl<'a> Frame<'a> {
         if stem.is_some_and(|stem| self.shows(stem, stated)) {
             return;
         }
-        let found: Vec<String> = self.values(key).map(|v| v.to_json().to_string()).take(3).collect();
+        let found: Vec<String> =
+            self.values(key).map(|v| v.to_json().to_string()).take(3).collect();
         let found = if found.is_empty() { "nothing".into() } else { found.join(", ") };
         problems.push(format!("{key} is {found}, not {stated}"));
     }
 
     fn shows(&self, key: &str, stated: &Json) -> bool {
         if key == "timestamp"
-            && let (Some(at), Some(stated)) = (self.decoded.and_then(|d| d.timestamp), stated.as_str())
+            && let (Some(at), Some(stated)) =
+                (self.decoded.and_then(|d| d.timestamp), stated.as_str())
         {
             return stated.parse::<Timestamp>().is_ok_and(|stated| stated == at);
         }
@@ -80,7 +84,8 @@ impl<'a> Frame<'a> {
     /// Values of that name in the message and in the trace.
     fn values(&self, key: &str) -> impl Iterator<Item = Value> {
         let params = self.decoded.into_iter().flat_map(|d| d.params.iter());
-        let params = params.filter(|(name, _)| name.as_str() == key).map(|(_, value)| value.clone());
+        let params =
+            params.filter(|(name, _)| name.as_str() == key).map(|(_, value)| value.clone());
         let traced = self.traced().filter(|f| f.name == key).filter_map(|f| f.value.clone());
         let values: Vec<Value> = params.chain(traced).collect();
         values.into_iter()
@@ -101,7 +106,9 @@ impl<'a> Frame<'a> {
     fn entry_found(&self, id: &str) -> String {
         let found: Vec<String> = self
             .entries(id)
-            .map(|f| format!("{} = {}", f.name, f.value.as_ref().map_or(Json::Null, Value::to_json)))
+            .map(|f| {
+                format!("{} = {}", f.name, f.value.as_ref().map_or(Json::Null, Value::to_json))
+            })
             .collect();
         if found.is_empty() { String::new() } else { format!(" but {}", found.join(", ")) }
     }
@@ -118,7 +125,8 @@ impl<'a> Frame<'a> {
         let Ok(id) = id.parse::<u64>() else { return false };
         let rows = self.program.tables.iter().filter_map(|table| table.rows().get(&id));
         for entry in rows {
-            let has = |value: &Value| decoded.params.iter().any(|(n, v)| *n == entry.name && v == value);
+            let has =
+                |value: &Value| decoded.params.iter().any(|(n, v)| *n == entry.name && v == value);
             if let Some(raw) = raw.as_u64() {
                 // The width decides over the sign: any that the number fits may be meant.
                 let made = [1, 2, 4, 8].map(|width| crate::vm::named_value(entry, raw, width));
@@ -168,7 +176,9 @@ fn same_time(a: &str, b: &str) -> bool {
 }
 
 fn same_list(key: &str, stated: &[Json], json: &Json) -> bool {
-    let Some(list) = json.as_array().filter(|list| list.len() == stated.len()) else { return false };
+    let Some(list) = json.as_array().filter(|list| list.len() == stated.len()) else {
+        return false;
+    };
     stated.iter().zip(list).all(|(stated, item)| match Value::from_json(item.clone()) {
         None => stated.is_null(),
         Some(item) => same(key, stated, &item),

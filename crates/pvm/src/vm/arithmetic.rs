@@ -172,7 +172,8 @@ mod tests {
     use super::*;
 
     fn calculated(op: BinaryOp, left: Val, right: Val) -> String {
-        let context = Context { input: &[], derived: &[], pool: &[], inflate_bytes_max: 0, cost: 0 };
+        let context =
+            Context { input: &[], derived: &[], pool: &[], inflate_bytes_max: 0, cost: 0 };
         binary(&context, op, &left, &right).to_string()
     }
 

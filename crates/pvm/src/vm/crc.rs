@@ -16,7 +16,10 @@ pub(crate) static X25: Crc16 = Crc16::new(0x8408, 0xFFFF, 0xFFFF);
 /// CRC-16/MODBUS.
 pub(crate) static MODBUS: Crc16 = Crc16::new(0xA001, 0xFFFF, 0);
 
-#[allow(clippy::indexing_slicing, reason = "a byte is below 256; the tables are made at compile time")]
+#[allow(
+    clippy::indexing_slicing,
+    reason = "a byte is below 256; the tables are made at compile time"
+)]
 impl Crc16 {
     const fn new(polynomial: u16, init: u16, xorout: u16) -> Self {
         let mut tables = [[0_u16; 256]; 4];

@@ -106,6 +106,9 @@ impl Fun {
     }
 }
 
+/// Longest list of numbers.
+const LIST_MAX: usize = 4_096;
+
 /// Where the bytes of parts are, and what a call may use.
 pub(crate) struct Context<'a> {
     pub(crate) input: &'a [u8],
@@ -299,6 +302,9 @@ impl<'a> Context<'a> {
     fn numbers(&self, text: &Val, separator: &Val, absent: &[Val]) -> Option<Val> {
         let mut list = Vec::new();
         for piece in pieces(self.bytes(text)?, self.bytes(separator)?) {
+            if list.len() >= LIST_MAX {
+                return None;
+            }
             let piece = piece.trim_ascii();
             let absent = piece.is_empty() || absent.iter().any(|a| self.bytes(a) == Some(piece));
             list.push(match number(piece) {

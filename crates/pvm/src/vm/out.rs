@@ -116,25 +116,39 @@ impl Machine {
     }
 
     #[inline]
-    pub(super) fn store(&mut self, env: &Environment<'_>, name: ParamName, value: Value) -> Result<(), Fault> {
+    pub(super) fn store(
+        &mut self,
+        env: &Environment<'_>,
+        name: ParamName,
+        value: Value,
+    ) -> Result<(), Fault> {
         if !self.open {
             return Ok(());
         }
         if !matches!(value, Value::Int(_) | Value::Decimal(_) | Value::Bool(_) | Value::Uint(_)) {
             self.message_bytes += value.heap_bytes();
             if self.message_bytes > env.limits.message_bytes_max {
-                let message = format!("a message has more than {} bytes", env.limits.message_bytes_max);
+                let message =
+                    format!("a message has more than {} bytes", env.limits.message_bytes_max);
                 return Err(Fault::new(LIMIT_EXCEEDED, message));
             }
         }
         if self.message.params.len() >= PARAMS_MAX {
-            return Err(Fault::new(LIMIT_EXCEEDED, format!("a message has more than {PARAMS_MAX} values")));
+            return Err(Fault::new(
+                LIMIT_EXCEEDED,
+                format!("a message has more than {PARAMS_MAX} values"),
+            ));
         }
         self.message.params.push(name, value);
         Ok(())
     }
 
-    pub(super) fn store_dynamic(&mut self, env: &Environment<'_>, name: Reg, src: Reg) -> Result<(), Fault> {
+    pub(super) fn store_dynamic(
+        &mut self,
+        env: &Environment<'_>,
+        name: Reg,
+        src: Reg,
+    ) -> Result<(), Fault> {
         let param = match self.context(env).bytes(self.reg(name)).map(std::str::from_utf8) {
             Some(Ok(text)) => ParamName::new(text).ok(),
             Some(Err(_)) => None,
@@ -178,7 +192,9 @@ impl Machine {
         src: Reg,
         bytes: u8,
     ) -> Result<(), Fault> {
-        let Some(id) = self.reg(id).as_int().and_then(|id| u64::try_from(id).ok()) else { return Ok(()) };
+        let Some(id) = self.reg(id).as_int().and_then(|id| u64::try_from(id).ok()) else {
+            return Ok(());
+        };
         if let Val::Int(_) | Val::Uint(_) = self.reg(src)
             && let Some(number) = self.reg(src).as_int()
         {
@@ -243,20 +259,34 @@ impl Machine {
                     let bytes = bytes.to_vec();
                     self.out.extend_from_slice(&bytes);
                 }
-                None => return Err(Fault::new(BAD_VALUE, format!("{value} cannot be written as bytes"))),
+                None => {
+                    return Err(Fault::new(
+                        BAD_VALUE,
+                        format!("{value} cannot be written as bytes"),
+                    ));
+                }
             },
         }
         self.output(env, self.out.len() - before)
     }
 
-    pub(super) fn emit_int(&mut self, env: &Environment<'_>, kind: Kind, src: Reg) -> Result<(), Fault> {
+    pub(super) fn emit_int(
+        &mut self,
+        env: &Environment<'_>,
+        kind: Kind,
+        src: Reg,
+    ) -> Result<(), Fault> {
         let value = self.reg(src);
         if matches!(value, Val::Null) {
             return Ok(());
         }
         let width = kind.width();
         let bits = 8 * u32::try_from(width).unwrap_or(8);
-        let range = if kind.is_unsigned() { 0..1_i128 << bits } else { -(1_i128 << (bits - 1))..1_i128 << (bits - 1) };
+        let range = if kind.is_unsigned() {
+            0..1_i128 << bits
+        } else {
+            -(1_i128 << (bits - 1))..1_i128 << (bits - 1)
+        };
         let Some(number) = value.as_int().filter(|n| range.contains(n)) else {
             return Err(Fault::new(BAD_VALUE, format!("{value} does not fit {width} bytes")));
         };
@@ -264,7 +294,13 @@ impl Machine {
         let bytes = all.get(all.len() - width..).unwrap_or(&[]);
         let little = matches!(
             kind,
-            Kind::U16Le | Kind::U24Le | Kind::U32Le | Kind::U64Le | Kind::S16Le | Kind::S32Le | Kind::S64Le
+            Kind::U16Le
+                | Kind::U24Le
+                | Kind::U32Le
+                | Kind::U64Le
+                | Kind::S16Le
+                | Kind::S32Le
+                | Kind::S64Le
         );
         if little {
             self.out.extend(bytes.iter().rev());
@@ -287,12 +323,16 @@ impl Machine {
 
     pub(super) fn set_answer(&mut self, env: &Environment<'_>, src: Reg, accepted: bool) {
         let text = match self.value(env, src) {
-            Some(Value::Text(text)) if text.chars().all(|c| !c.is_control() || c.is_ascii_whitespace()) => {
+            Some(Value::Text(text))
+                if text.chars().all(|c| !c.is_control() || c.is_ascii_whitespace()) =>
+            {
                 text.to_string()
             }
             Some(Value::Text(text)) => fieldline_model::value::to_hex(text.as_bytes()),
             Some(Value::Bytes(bytes)) => match std::str::from_utf8(&bytes) {
-                Ok(text) if text.chars().all(|c| !c.is_control() || c.is_ascii_whitespace()) => text.to_owned(),
+                Ok(text) if text.chars().all(|c| !c.is_control() || c.is_ascii_whitespace()) => {
+                    text.to_owned()
+                }
                 _ => fieldline_model::value::to_hex(&bytes),
             },
             Some(other) => {
@@ -305,9 +345,16 @@ impl Machine {
         self.answer = Some(CommandAnswer { text, accepted });
     }
 
-    pub(super) fn ask_login(&mut self, env: &Environment<'_>, ident: Reg, password: Reg, to: u32) -> Ran {
+    pub(super) fn ask_login(
+        &mut self,
+        env: &Environment<'_>,
+        ident: Reg,
+        password: Reg,
+        to: u32,
+    ) -> Ran {
         let spelled = self.spelled(env, ident).map(|text| text.trim().to_owned());
-        let fits = |text: &String| (1..=128).contains(&text.len()) && !text.chars().any(char::is_control);
+        let fits =
+            |text: &String| (1..=128).contains(&text.len()) && !text.chars().any(char::is_control);
         let Some(ident) = spelled.filter(fits) else {
             return Err(Fault::new(BAD_VALUE, "the device gives no name that can be one"));
         };
@@ -320,7 +367,14 @@ impl Machine {
     }
 
     /// Adds a field to the trace: what was read since the last start, or what was computed here.
-    pub(super) fn field(&mut self, env: &Environment<'_>, name: String, src: Reg, read: bool, note: Option<String>) {
+    pub(super) fn field(
+        &mut self,
+        env: &Environment<'_>,
+        name: String,
+        src: Reg,
+        read: bool,
+        note: Option<String>,
+    ) {
         if self.fields.len() >= FIELDS_MAX {
             return;
         }
@@ -331,7 +385,8 @@ impl Machine {
             _ if read => (self.field_start.min(self.pos), self.pos),
             _ => (self.pos, self.pos),
         };
-        let invalid = matches!(self.reg(src), Val::Invalid).then(|| "has not the form that it must have".to_owned());
+        let invalid = matches!(self.reg(src), Val::Invalid)
+            .then(|| "has not the form that it must have".to_owned());
         let message = self.open.then_some(self.messages.len());
         let value = self.value(env, src);
         self.fields.push(TraceField { name, start, end, value, note: note.or(invalid), message });

@@ -113,7 +113,10 @@ impl Machine {
         };
         self.pos += kind.width();
         let Some(name) = env.program.names.get(usize::from(name)) else { return Ok(Next::Go) };
-        let value = match usize::from(scale).checked_sub(1).and_then(|at| env.program.scales.get(at)) {
+        let value = match usize::from(scale)
+            .checked_sub(1)
+            .and_then(|at| env.program.scales.get(at))
+        {
             None => match signed(bits, kind) {
                 Some(n) => Value::Int(n),
                 None if kind.is_float() => match super::out::plain(&value(bits, kind)) {
@@ -192,7 +195,13 @@ impl Machine {
     }
 
     /// An id or the value after it is missing: said as if they were read one after the other.
-    fn missing_entry(&mut self, env: &Environment<'_>, data: &[u8], id: usize, value: usize) -> Ran {
+    fn missing_entry(
+        &mut self,
+        env: &Environment<'_>,
+        data: &[u8],
+        id: usize,
+        value: usize,
+    ) -> Ran {
         let start = self.pos;
         if start + id > self.end.min(data.len()) {
             return self.missing(env, data, id);
@@ -236,7 +245,10 @@ impl Machine {
     }
 
     /// Sets the register to the bytes up to `to` and goes there.
-    #[allow(clippy::cast_possible_truncation, reason = "frames are shorter than 4 GiB by their limit")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "frames are shorter than 4 GiB by their limit"
+    )]
     fn part(&mut self, dst: Reg, to: usize, text: bool) {
         let part = Part { buffer: self.buffer, text, start: self.pos as u32, end: to as u32 };
         self.pos = to;
@@ -295,7 +307,12 @@ impl Machine {
     pub(super) fn skip(&mut self, env: &Environment<'_>, data: &[u8], count: Reg) -> Ran {
         let count = match self.reg(count).as_int().map(usize::try_from) {
             Some(Ok(count)) => count,
-            _ => return Err(Fault::new(BAD_VALUE, format!("{} is no count of bytes", self.reg(count)))),
+            _ => {
+                return Err(Fault::new(
+                    BAD_VALUE,
+                    format!("{} is no count of bytes", self.reg(count)),
+                ));
+            }
         };
         let to = self.pos.saturating_add(count);
         if to > self.end.min(data.len()) {

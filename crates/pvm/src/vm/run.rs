@@ -8,6 +8,11 @@ use crate::op::{Builtin, Op, Reg};
 use crate::program::{BAD_VALUE, LIMIT_EXCEEDED, TRUNCATED};
 use crate::session::{FrameError, TraceField};
 
+/// Bytes that a frame may make, by inflating and joining, in longest frames.
+const MADE_FRAMES_MAX: usize = 4;
+/// Buffers that a frame may make and read within.
+const DERIVED_MAX: usize = 4_096;
+
 /// What an instruction leads to.
 pub(super) enum Next {
     /// The next instruction.
@@ -27,7 +32,9 @@ impl Machine {
     pub(crate) fn run(&mut self, env: &mut Environment<'_>) -> Stop {
         loop {
             // The bytes that instructions read; another buffer comes with another round.
-            let held = usize::from(self.buffer).checked_sub(1).and_then(|at| self.derived.get(at).cloned());
+            let held = usize::from(self.buffer)
+                .checked_sub(1)
+                .and_then(|at| self.derived.get(at).cloned());
             let data: &[u8] = match &held {
                 Some(buffer) => buffer,
                 None => env.input,
@@ -114,13 +121,18 @@ impl Machine {
                 let value = context.apply(fun, args);
                 let cost = context.cost;
                 self.steps += cost;
+                if let Val::Bytes(_) | Val::Text(_) | Val::Json(_) = &value {
+                    self.made(env, &value)?;
+                }
                 self.set(dst, value);
             }
             Op::Number { dst, src } => {
                 let value = match self.reg(src) {
                     Val::Null => Val::Null,
                     Val::Invalid => Val::Invalid,
-                    number @ (Val::Int(_) | Val::Uint(_) | Val::Dec(_) | Val::Float(_)) => number.clone(),
+                    number @ (Val::Int(_) | Val::Uint(_) | Val::Dec(_) | Val::Float(_)) => {
+                        number.clone()
+                    }
                     text => match self.context(env).bytes(text) {
                         Some(text) => super::text::number(text),
                         None => Val::Invalid,
@@ -152,7 +164,9 @@ impl Machine {
                 }
             }
             Op::Read { dst, kind } => return self.read(env, data, dst, kind),
-            Op::ReadParam { name, kind, scale } => return self.read_param(env, data, name, kind, scale),
+            Op::ReadParam { name, kind, scale } => {
+                return self.read_param(env, data, name, kind, scale);
+            }
             Op::Entry { table, id, value } => return self.read_entry(env, data, table, id, value),
             Op::Entries { count, table, id, value } => {
                 return self.read_entries(env, data, count, table, id, value);
@@ -267,11 +281,8 @@ impl Machine {
                 }
             },
             Op::NextInner { reg, to } => return self.next_inner(env, data, reg, to),
-            Op::Check { src, class } => {
-                if !self.holds(src) {
-                    let message = "the check does not hold";
-                    return self.soft(env, class, message);
-                }
+            Op::Check { src, class } if !self.holds(src) => {
+                return self.soft(env, class, "the check does not hold");
             }
             Op::Fail { class } => return Err(Fault::new(class, "the program refuses this")),
             Op::Login { ident, password, to } => return self.ask_login(env, ident, password, to),
@@ -281,8 +292,9 @@ impl Machine {
             Op::Reply => self.end_reply(env)?,
             Op::Join { dst } => {
                 let mark = self.marks.pop().unwrap_or(0).min(self.out.len());
-                let bytes = self.out.split_off(mark);
-                self.set(dst, Val::Bytes(bytes.into()));
+                let value = Val::Bytes(self.out.split_off(mark).into());
+                self.made(env, &value)?;
+                self.set(dst, value);
             }
             Op::Answer { src, accepted } => self.set_answer(env, src, accepted),
             Op::Close { code } => {
@@ -311,8 +323,23 @@ impl Machine {
         Ok(Next::Go)
     }
 
+    /// Counts bytes that were made and not sent by the device.
+    #[inline(never)]
+    fn made(&mut self, env: &Environment<'_>, value: &Val) -> Result<(), Fault> {
+        let bytes = match value {
+            Val::Bytes(bytes) => bytes.len(),
+            Val::Text(text) => text.len(),
+            _ => 0,
+        };
+        self.derived_bytes = self.derived_bytes.saturating_add(bytes);
+        if self.derived_bytes > env.limits.frame_bytes_max.saturating_mul(MADE_FRAMES_MAX) {
+            return Err(Fault::new(LIMIT_EXCEEDED, "too many bytes were made in this frame"));
+        }
+        Ok(())
+    }
+
     pub(super) fn context<'c>(&'c self, env: &Environment<'c>) -> Context<'c> {
-        let room = env.limits.frame_bytes_max.saturating_sub(self.derived_bytes);
+        let room = env.limits.frame_bytes_max;
         Context {
             input: env.input,
             derived: &self.derived,
@@ -373,7 +400,14 @@ impl Machine {
         if env.traced && self.fields.len() < super::out::FIELDS_MAX {
             let at = self.length().min(env.input.len());
             let message = self.open.then_some(self.messages.len());
-            self.fields.push(TraceField { name, start: at, end: at, value: None, note: Some(note), message });
+            self.fields.push(TraceField {
+                name,
+                start: at,
+                end: at,
+                value: None,
+                note: Some(note),
+                message,
+            });
         }
     }
 
@@ -403,9 +437,11 @@ impl Machine {
                     Val::Part(part) => self.context(env).part(*part).into(),
                     other => return Err(Fault::new(BAD_VALUE, format!("{other} has no bytes"))),
                 };
-                self.derived_bytes = self.derived_bytes.saturating_add(bytes.len());
-                if self.derived_bytes > env.limits.frame_bytes_max || self.derived.len() >= 4_096 {
-                    return Err(Fault::new(LIMIT_EXCEEDED, "too many bytes were made in this frame"));
+                if self.derived.len() >= DERIVED_MAX {
+                    return Err(Fault::new(
+                        LIMIT_EXCEEDED,
+                        "too many buffers were made in this frame",
+                    ));
                 }
                 let end = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
                 self.derived.push(bytes);
@@ -446,7 +482,10 @@ impl Machine {
         let inner = self.end != OPEN;
         let wanted = self.pos.saturating_add(needed);
         if !inner && self.buffer == 0 && wanted > env.limits.frame_bytes_max {
-            let message = format!("the frame needs {wanted} bytes, at most {} are taken", env.limits.frame_bytes_max);
+            let message = format!(
+                "the frame needs {wanted} bytes, at most {} are taken",
+                env.limits.frame_bytes_max
+            );
             return Err(Fault::new(crate::program::FRAME_TOO_LARGE, message));
         }
         if !inner && !env.ended {
@@ -461,10 +500,14 @@ impl Machine {
         if let Some(outer) = self.withins.last()
             && outer.buffer == self.buffer
         {
-            // The declared end may be what is wrong: what follows it is read on.
-            let outer_end = outer.end.min(data.len());
-            if inner && self.end < outer_end && wanted <= outer_end {
-                self.end = outer_end;
+            // The declared end may be what is wrong: what follows it is read on, or waited for.
+            let goes_on = if outer.end == OPEN {
+                !env.ended || wanted <= data.len()
+            } else {
+                self.end < outer.end && wanted <= outer.end
+            };
+            if inner && goes_on {
+                self.end = outer.end;
                 return Ok(Next::Jump(u32::try_from(self.pc).unwrap_or(u32::MAX)));
             }
         }
@@ -487,7 +530,10 @@ impl Machine {
     fn fail(&mut self, env: &mut Environment<'_>, fault: Fault) -> Option<Stop> {
         let class = env.program.classes.get(usize::from(fault.class));
         let hard = matches!(fault.class, LIMIT_EXCEEDED | crate::program::FRAME_TOO_LARGE);
-        if !hard && !self.failed && let Some(attempt) = self.attempts.pop() {
+        if !hard
+            && !self.failed
+            && let Some(attempt) = self.attempts.pop()
+        {
             let name = class.map_or_else(String::new, |c| c.name.to_string());
             self.note(env, name, fault.message);
             self.withins.truncate(attempt.withins);
@@ -498,7 +544,8 @@ impl Machine {
             self.replies.truncate(attempt.replies);
             self.derived.truncate(attempt.derived);
             if attempt.open {
-                let kept = std::mem::take(&mut self.message.params).into_iter().take(attempt.params);
+                let kept =
+                    std::mem::take(&mut self.message.params).into_iter().take(attempt.params);
                 self.message.params = kept.collect();
             }
             self.open = attempt.open;
@@ -542,6 +589,7 @@ impl Machine {
 }
 
 fn too_deep(env: &Environment<'_>) -> Fault {
-    let message = format!("rules and sub-buffers are nested more than {} deep", env.limits.depth_max);
+    let message =
+        format!("rules and sub-buffers are nested more than {} deep", env.limits.depth_max);
     Fault::new(LIMIT_EXCEEDED, message)
 }

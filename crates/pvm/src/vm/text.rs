@@ -27,7 +27,8 @@ pub(crate) fn number(text: &[u8]) -> Val {
         match byte {
             b'0'..=b'9' => {
                 any = true;
-                let next = mantissa.checked_mul(10).and_then(|m| m.checked_add(i128::from(byte - b'0')));
+                let next =
+                    mantissa.checked_mul(10).and_then(|m| m.checked_add(i128::from(byte - b'0')));
                 let Some(next) = next else { return float(text) };
                 mantissa = next;
                 scale = scale.map(|s: u32| s + 1);
@@ -216,9 +217,8 @@ mod tests {
 
     #[test]
     fn coordinates_are_exact_to_seven_decimals() {
-        let degrees = |text: &str, letter: &str| {
-            coordinate(text.as_bytes(), letter.as_bytes()).map(shown)
-        };
+        let degrees =
+            |text: &str, letter: &str| coordinate(text.as_bytes(), letter.as_bytes()).map(shown);
         let some = |text: &str| Some(text.to_owned());
         assert_eq!(degrees("5544.6025", "N"), some("55.7433750"));
         assert_eq!(degrees("15112.5000", "W"), some("-151.2083333"));

@@ -129,7 +129,10 @@ mod tests {
     fn patterns_read_what_they_say() {
         let time = |text: &str| Some(text.to_owned());
         assert_eq!(read("DDMMYYhhmmss", "290224235959"), time("2024-02-29T23:59:59Z"));
-        assert_eq!(read("YYYY-MM-DD hh:mm:ss", "1999-12-31 00:00:01"), time("1999-12-31T00:00:01Z"));
+        assert_eq!(
+            read("YYYY-MM-DD hh:mm:ss", "1999-12-31 00:00:01"),
+            time("1999-12-31T00:00:01Z")
+        );
         assert_eq!(read("hhmmss.f", "010203.25"), time("1970-01-01T01:02:03.25Z"));
         assert_eq!(read("DDMMYY", "290223"), None);
         assert_eq!(read("hhmmss", "240000"), None);

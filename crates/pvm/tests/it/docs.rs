@@ -26,13 +26,17 @@ fn examples_in_the_language_reference_compile() {
         }
         count += 1;
     }
-    assert!(count >= 10, "only {count} examples");
+    assert!(count >= 7, "only {count} examples");
 }
 
 #[test]
 fn built_in_protocols_are_laid_out_and_pass_their_own_vectors() {
     for (name, source) in library::built_in() {
-        assert_eq!(fieldline_pvm::format(source).as_deref(), Ok(*source), "{name}: run `fieldline protocol fmt`");
+        assert_eq!(
+            fieldline_pvm::format(source).as_deref(),
+            Ok(*source),
+            "{name}: run `fieldline protocol fmt`"
+        );
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../protocols").join(name);
         let json = std::fs::read_to_string(directory.join("vectors.json")).unwrap();
         let report = vectors::run(&json, Some(name), &crate::vectors::program);

@@ -47,11 +47,19 @@ fn check(source: &str) -> Result<(), String> {
                 .iter()
                 .map(|d| {
                     let more = [("expected", &d.expected), ("hint", &d.hint)];
-                    let more = more.iter().filter_map(|(k, v)| Some(format!("; {k}: {}", v.as_ref()?)));
+                    let more =
+                        more.iter().filter_map(|(k, v)| Some(format!("; {k}: {}", v.as_ref()?)));
                     format!("{}:{} {}{}", d.line, d.column, d.message, more.collect::<String>())
                 })
                 .collect();
-            return if shown == findings { Ok(()) } else { Err(format!("{found}\nas directives:\n//# finding {}", shown.join("\n//# finding "))) };
+            return if shown == findings {
+                Ok(())
+            } else {
+                Err(format!(
+                    "{found}\nas directives:\n//# finding {}",
+                    shown.join("\n//# finding ")
+                ))
+            };
         }
     };
     let formatted = fieldline_pvm::format(source).map_err(|e| e.to_string())?;
@@ -67,9 +75,15 @@ fn check(source: &str) -> Result<(), String> {
     }
     let transport = if all("udp").next().is_some() { Transport::Udp } else { Transport::Tcp };
     let settings: BTreeMap<String, Json> = all("setting")
-        .filter_map(|s| s.split_once(' ').map(|(n, v)| (n.to_owned(), serde_json::from_str(v).unwrap())))
+        .filter_map(|s| {
+            s.split_once(' ').map(|(n, v)| (n.to_owned(), serde_json::from_str(v).unwrap()))
+        })
         .collect();
-    let options = Options { lenient: all("lenient").next().is_some(), trace: true, ..Options::new(transport) };
+    let options = Options {
+        lenient: all("lenient").next().is_some(),
+        trace: true,
+        ..Options::new(transport)
+    };
     let mut session = Session::new(Arc::clone(&program), options);
     let mut plain = Session::new(Arc::clone(&program), Options { trace: false, ..options });
     for ident in all("ident") {
@@ -115,7 +129,8 @@ fn check(source: &str) -> Result<(), String> {
             if let (Step::Frame(a), Step::Frame(b)) = (&step, &mut same) {
                 b.fields.clone_from(&a.fields);
                 // Where exactly the steps run out depends on what is traced.
-                let class = |f: &fieldline_pvm::Frame| f.error.as_ref().map(|e| e.class.to_string());
+                let class =
+                    |f: &fieldline_pvm::Frame| f.error.as_ref().map(|e| e.class.to_string());
                 if class(a).as_deref() == Some("limit_exceeded") && class(a) == class(b) {
                     b.error.clone_from(&a.error);
                 }
@@ -147,7 +162,10 @@ fn check(source: &str) -> Result<(), String> {
     let wanted: Vec<Json> = all("message").map(|m| serde_json::from_str(&m).unwrap()).collect();
     if messages != wanted {
         let shown: Vec<String> = messages.iter().map(ToString::to_string).collect();
-        return Err(format!("messages:\n//# message {}\nerrors: {errors:?}", shown.join("\n//# message ")));
+        return Err(format!(
+            "messages:\n//# message {}\nerrors: {errors:?}",
+            shown.join("\n//# message ")
+        ));
     }
     for (what, got) in [("reply", replies), ("error", errors), ("close", closes)] {
         let wanted: Vec<String> = all(what).collect();
@@ -158,7 +176,8 @@ fn check(source: &str) -> Result<(), String> {
     for field in all("field") {
         let (name, value) = field.split_once(' ').ok_or("field NAME JSON")?;
         let value: Json = serde_json::from_str(value).map_err(|e| e.to_string())?;
-        let shown = |f: &fieldline_pvm::TraceField| f.value.as_ref().map_or(Json::Null, |v| v.to_json());
+        let shown =
+            |f: &fieldline_pvm::TraceField| f.value.as_ref().map_or(Json::Null, |v| v.to_json());
         if !fields.iter().any(|f| f.name == name && shown(f) == value) {
             return Err(format!("no field {name} = {value} in {fields:#?}"));
         }
@@ -171,7 +190,8 @@ fn programs_do_what_they_state() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lang");
     let mut failures = Vec::new();
     let mut count = 0;
-    let mut paths: Vec<_> = std::fs::read_dir(directory).unwrap().map(|e| e.unwrap().path()).collect();
+    let mut paths: Vec<_> =
+        std::fs::read_dir(directory).unwrap().map(|e| e.unwrap().path()).collect();
     paths.sort();
     for path in paths {
         count += 1;

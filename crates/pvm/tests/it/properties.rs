@@ -120,7 +120,8 @@ fn soup() -> impl Strategy<Value = String> {
 
 /// A built-in program with some of its bytes changed.
 fn mutated() -> impl Strategy<Value = String> {
-    let sources: Vec<&'static str> = library::built_in().iter().map(|(_, source)| *source).collect();
+    let sources: Vec<&'static str> =
+        library::built_in().iter().map(|(_, source)| *source).collect();
     let change = (any::<prop::sample::Index>(), ".{0,4}", 0_usize..12);
     (proptest::sample::select(sources), proptest::collection::vec(change, 1..6)).prop_map(
         |(source, changes)| {
@@ -241,7 +242,11 @@ fn a_frame_without_end_is_cut_off() {
                 }
             }
         };
-        assert_eq!(frame.error.map(|e| e.class.to_string()).as_deref(), Some("frame_too_large"), "{name}");
+        assert_eq!(
+            frame.error.map(|e| e.class.to_string()).as_deref(),
+            Some("frame_too_large"),
+            "{name}"
+        );
         assert_eq!(frame.close, Some(fieldline_model::CloseCode::FrameTooLarge));
     }
 }

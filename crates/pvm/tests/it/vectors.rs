@@ -69,7 +69,8 @@ fn a_wrong_expectation_fails() {
                     None => (n.as_f64().unwrap() + 3.0).into(),
                 },
                 serde_json::Value::Bool(b) => (!b).into(),
-                serde_json::Value::String(text) => match text.parse::<fieldline_model::Timestamp>() {
+                serde_json::Value::String(text) => match text.parse::<fieldline_model::Timestamp>()
+                {
                     Ok(at) if text.contains('T') => at.plus_micros(1_000_000).to_string().into(),
                     _ => format!("{text}0a").into(),
                 },
@@ -107,7 +108,11 @@ fn leaves(json: &serde_json::Value, path: &str, places: &mut Vec<String>) {
     match json {
         serde_json::Value::Object(map) => {
             for (key, value) in map {
-                leaves(value, &format!("{path}/{}", key.replace('~', "~0").replace('/', "~1")), places);
+                leaves(
+                    value,
+                    &format!("{path}/{}", key.replace('~', "~0").replace('/', "~1")),
+                    places,
+                );
             }
         }
         serde_json::Value::Array(list) => {
@@ -128,6 +133,9 @@ fn what_cannot_be_run_fails() {
     assert_eq!(failed("[{\"protocol\":\"teltonika\",\"hex\":\"ff\"}]", Some("wialon_ips")), 1);
     assert_eq!(failed("[{\"protocol\":\"unheard_of\",\"hex\":\"ff\"}]", None), 1);
     assert_eq!(failed("[{\"protocol\":\"teltonika\",\"hex\":\"zz\"}]", None), 1);
-    assert_eq!(failed("[{\"protocol\":\"teltonika\",\"hex\":\"ff\",\"requires\":\"wings\"}]", None), 1);
+    assert_eq!(
+        failed("[{\"protocol\":\"teltonika\",\"hex\":\"ff\",\"requires\":\"wings\"}]", None),
+        1
+    );
     assert_eq!(failed("[{\"protocol\":\"teltonika\",\"hex\":\"ff\"}]", None), 0);
 }
