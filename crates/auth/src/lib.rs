@@ -20,7 +20,7 @@ mod session;
 use std::net::IpAddr;
 
 use fieldline_contracts::{Actor, RegistryError};
-use fieldline_model::{AccountId, DeviceId, Scope, Timestamp, TokenId, UserId};
+use fieldline_model::{AccountId, DeviceId, Event, EventKind, Scope, Timestamp, TokenId, UserId};
 use uuid::Uuid;
 
 pub use auth::{Auth, SignedIn};
@@ -79,6 +79,14 @@ impl Identity {
     #[must_use]
     pub fn may_see(&self, device: DeviceId) -> bool {
         self.devices.is_empty() || self.devices.contains(&device)
+    }
+
+    /// Whether it may be told of an event: what people change is for administrators,
+    /// all else for whoever sees the object.
+    #[must_use]
+    pub fn may_hear(&self, event: &Event) -> bool {
+        self.may_see(DeviceId(event.object))
+            && (event.kind != EventKind::Audit || self.may(Scope::Admin))
     }
 
     /// Whether it sees all devices of its account, so that lists need no filter.

@@ -414,6 +414,7 @@ async fn send_batch(
             Ok(BusItem::State { device, params }) => {
                 states.entry(device).or_default().extend(params.iter().cloned());
             }
+            Ok(BusItem::Event(event)) if !identity.may_hear(&event) => {}
             Ok(item) => {
                 if let Some(text) = push(&item) {
                     socket.feed(Message::text(text)).await?;

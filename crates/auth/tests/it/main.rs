@@ -10,7 +10,9 @@ use fieldline_auth::{
     SESSION_IDLE_MICROS, SESSIONS_MAX, SignedIn,
 };
 use fieldline_contracts::{Actor, Kind, Page, Registry, RegistryExt as _, TestClock};
-use fieldline_model::{Account, DeviceId, Scope, Timestamp, Token, User};
+use fieldline_model::{
+    Account, DeviceId, Event, EventId, EventKind, Params, Scope, Timestamp, Token, User,
+};
 use fieldline_sqlite::SqliteRegistry;
 
 const PEER: &str = "192.0.2.7";
@@ -439,4 +441,25 @@ async fn many_sign_ins_at_once_are_bounded() {
     let results = tasks.join_all().await;
     let busy = results.iter().filter(|r| matches!(r, Some(AuthError::TooMany { .. }))).count();
     assert!((20..60).contains(&busy), "{busy} of 60 were told to come back");
+}
+
+/// Who may read is told of devices, not of what administrators do.
+#[tokio::test]
+async fn what_people_change_is_for_administrators() {
+    let bench = bench();
+    let root = bench.root().await;
+    let reader = Identity { scopes: vec![Scope::Read], ..root.clone() };
+    let event = |kind| Event {
+        id: EventId::from_bytes([1; 16]),
+        account: root.account,
+        kind,
+        object: uuid::Uuid::from_bytes([2; 16]),
+        timestamp: Timestamp::from_seconds(0),
+        params: Params::new(),
+    };
+    assert!(root.may_hear(&event(EventKind::Audit)));
+    assert!(!reader.may_hear(&event(EventKind::Audit)));
+    assert!(reader.may_hear(&event(EventKind::Online)));
+    let other = Identity { devices: vec![DeviceId::from_bytes([3; 16])], ..root };
+    assert!(!other.may_hear(&event(EventKind::Online)));
 }

@@ -1,5 +1,6 @@
 //! Channels: listeners for devices.
 
+use crate::api::sample;
 use std::net::SocketAddr;
 
 use fieldline_contracts::RegistryExt as _;
@@ -428,7 +429,8 @@ pub(crate) async fn connect(ctx: Ctx) -> Answer {
         // One that listens on this machine alone cannot be reached by the name the caller uses.
         let host =
             if address.ip().is_unspecified() { host.clone() } else { address.ip().to_string() };
-        let test_command = test_command(&channel, &host, port);
+        let test_command =
+            sample::test_command(&channel, &host, port, ctx.app.platform().clock.now());
         channels.push(ConnectPoint {
             id: channel.id.0,
             name: channel.name,
@@ -455,23 +457,4 @@ fn host(ctx: &Ctx) -> String {
     let fits =
         !plain.is_empty() && plain.chars().all(|c| c.is_ascii_alphanumeric() || ".-:_".contains(c));
     if fits { plain.to_owned() } else { "127.0.0.1".to_owned() }
-}
-
-fn test_command(channel: &Channel, host: &str, port: u16) -> String {
-    let udp = if channel.transport == Transport::Udp { "-u " } else { "" };
-    match (channel.protocol.as_str(), channel.transport) {
-        ("wialon_ips", Transport::Tcp) => format!(
-            "printf '#L#test-device;NA\\r\\n#SD#NA;NA;5441.9000;N;02516.7000;E;40;90;120;9\\r\\n' | nc -w 2 {host} {port}"
-        ),
-        ("wialon_ips", Transport::Udp) => format!(
-            "printf 'test-device#SD#NA;NA;5441.9000;N;02516.7000;E;40;90;120;9\\r\\n' | nc {udp}-w 2 {host} {port}"
-        ),
-        (protocol, Transport::Tcp) => format!(
-            "fieldline simulate trackers --protocol {protocol} --devices 1 --rate 1 --target {host}:{port}"
-        ),
-        (_, Transport::Udp) => format!("nc {udp}-w 2 {host} {port} < frame.bin"),
-        (_, Transport::Tls) => {
-            format!("openssl s_client -quiet -connect {host}:{port} < frame.bin")
-        }
-    }
 }

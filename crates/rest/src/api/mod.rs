@@ -8,6 +8,7 @@ pub(crate) mod devices;
 pub(crate) mod messages;
 pub(crate) mod parameters;
 pub(crate) mod protocols;
+mod sample;
 pub(crate) mod settings;
 pub(crate) mod state;
 pub(crate) mod system;

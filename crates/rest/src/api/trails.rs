@@ -3,7 +3,7 @@
 use fieldline_contracts::registry::AuditAction;
 use fieldline_contracts::{Audit, Kind, Order, Query};
 use fieldline_ingest::stored_event;
-use fieldline_model::{DeviceId, Event, Series, Timestamp};
+use fieldline_model::{Event, Series, Timestamp};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -62,9 +62,8 @@ pub(crate) async fn events(ctx: Ctx) -> Answer {
     let found = ctx.app.platform().history.read(&query).await?;
     let last = found.last().filter(|_| found.len() == limit);
     let next = last.map(|last| write_cursor(last.timestamp(), last.cursor()));
-    let seen =
-        |event: &Event| ctx.identity.sees_all() || ctx.identity.may_see(DeviceId(event.object));
-    let events: Vec<Event> = found.iter().filter_map(stored_event).filter(seen).collect();
+    let heard = |event: &Event| ctx.identity.may_hear(event);
+    let events: Vec<Event> = found.iter().filter_map(stored_event).filter(heard).collect();
     page(&ctx, &events, next)
 }
 
