@@ -27,8 +27,8 @@ use crate::programs::Programs;
 
 /// Lines of frames that one device may log in a burst, and a second in the long run: a black box
 /// that empties itself shows its beginning, and crowds nobody out.
-const FRAME_LINES_BURST: f64 = 200.0;
-const FRAME_LINES_PER_S: f64 = 20.0;
+const FRAME_LINES_BURST: f64 = 100.0;
+const FRAME_LINES_PER_S: f64 = 5.0;
 
 /// Why a connection ends.
 #[derive(Clone, Debug)]
@@ -60,6 +60,8 @@ pub(crate) struct Metrics {
     pub(crate) received_bytes: Counter,
     pub(crate) sent_bytes: Counter,
     pub(crate) datagrams: Counter,
+    /// Bytes of datagrams that wait for workers.
+    pub(crate) datagram_queue_bytes: Gauge,
     pub(crate) lines_suppressed: Counter,
     closed: HashMap<CloseCode, Counter>,
 }
@@ -77,6 +79,7 @@ impl Metrics {
             received_bytes: metrics::counter!("gateway_received_bytes_total"),
             sent_bytes: metrics::counter!("gateway_sent_bytes_total"),
             datagrams: metrics::counter!("gateway_datagrams_total"),
+            datagram_queue_bytes: metrics::gauge!("gateway_datagram_queue_bytes"),
             lines_suppressed: metrics::counter!("gateway_log_lines_suppressed_total"),
             closed: CloseCode::ALL.iter().map(closed).collect(),
         }

@@ -214,6 +214,8 @@ impl Supervisor {
         }
         let (registry, programs) = (self.registry(), &self.shared.programs);
         let program = programs.get(&*registry, channel.account, &channel.protocol).await;
+        let program = program.map_err(|error| error.to_string());
+        let program = program.and_then(|program| fits(&program, &channel).map(|()| program));
         match (live, program) {
             (Some(live), Ok(program)) => {
                 live.set_settings(Arc::clone(&channel));
@@ -227,7 +229,7 @@ impl Supervisor {
             // Devices go on with the program that works.
             (Some(live), Err(error)) => {
                 live.set_settings(Arc::clone(&channel));
-                self.note(&channel, Some(live), Some(error.to_string()));
+                self.note(&channel, Some(live), Some(error));
             }
             (None, Ok(program)) => {
                 let opened = self.open(&channel, program).await;
@@ -236,7 +238,7 @@ impl Supervisor {
                     Err(error) => self.note(&channel, None, Some(error.to_string())),
                 }
             }
-            (None, Err(error)) => self.note(&channel, None, Some(error.to_string())),
+            (None, Err(error)) => self.note(&channel, None, Some(error)),
         }
     }
 
@@ -307,6 +309,17 @@ fn needs_reopening(old: &Channel, new: &Channel) -> bool {
         || *listen != new.listen
         || *tls_certificate != new.tls_certificate
         || *tls_key != new.tls_key
+}
+
+/// Whether a program can run over the channel's transport.
+fn fits(program: &fieldline_pvm::Program, channel: &Channel) -> Result<(), String> {
+    let udp = channel.transport == Transport::Udp;
+    let transports = program.transports();
+    if transports.iter().any(|transport| (*transport == Transport::Udp) == udp) {
+        return Ok(());
+    }
+    let over = if udp { "udp" } else { "tcp" };
+    Err(format!("protocol `{}` does not run over {over}", channel.protocol))
 }
 
 fn tls(channel: &Channel) -> std::io::Result<ReloadingTls> {

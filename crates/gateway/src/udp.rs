@@ -109,8 +109,15 @@ pub(crate) async fn serve(
         if before + count > QUEUE_BYTES_MAX || worker.try_send(datagram).is_err() {
             waiting_bytes.fetch_sub(count, Ordering::AcqRel);
             shared.metrics.datagram_dropped("queue_full");
+        } else {
+            shared.metrics.datagram_queue_bytes.increment(to_f64(count));
         }
     }
+}
+
+/// The length of a datagram, which fits 16 bits.
+fn to_f64(bytes: usize) -> f64 {
+    f64::from(u32::try_from(bytes).unwrap_or(u32::MAX))
 }
 
 struct Worker {
@@ -136,7 +143,9 @@ impl Worker {
             let now = self.shared.now();
             let mut groups: Vec<Group> = Vec::new();
             for datagram in batch.drain(..) {
-                self.waiting_bytes.fetch_sub(datagram.bytes.len(), Ordering::AcqRel);
+                let bytes = datagram.bytes.len();
+                self.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
+                self.shared.metrics.datagram_queue_bytes.decrement(to_f64(bytes));
                 self.read(datagram, now, &mut groups).await;
             }
             // Different devices meet in one group commit.
@@ -270,9 +279,8 @@ impl Worker {
             let mut heard = udp.heard.lock();
             heard.at = now;
             heard.socket = Arc::clone(&self.socket);
-            #[allow(clippy::cast_precision_loss, reason = "a datagram is at most 64 KiB")]
             let within =
-                max == 0 || heard.rate.take(bytes as f64, per_s, per_s * RATE_WINDOW_S, now);
+                max == 0 || heard.rate.take(to_f64(bytes), per_s, per_s * RATE_WINDOW_S, now);
             if !within {
                 shared.metrics.datagram_dropped("rate_limited");
                 let text = format!("more than {max} bytes a second");

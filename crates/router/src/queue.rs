@@ -334,8 +334,8 @@ impl Inner {
         Some(command)
     }
 
-    /// Finishes what has expired or lost its device.
-    pub(crate) async fn settle_overdue(&self, slot: &Slot, deleted: bool) {
+    /// Finishes what has expired or lost its device; returns how many still wait.
+    pub(crate) async fn settle_overdue(&self, slot: &Slot, deleted: bool) -> usize {
         let actor = Actor::system("router");
         let now = self.clock.now();
         let mut content = slot.content.lock().await;
@@ -354,6 +354,7 @@ impl Inner {
             in_flight.command = self.end_overdue(slot, command, deleted, &actor).await;
         }
         self.dispatch(&mut content);
+        content.waiting.len()
     }
 
     async fn end_overdue(

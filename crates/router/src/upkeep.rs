@@ -54,10 +54,13 @@ impl Inner {
         if let Err(error) = self.follow_deletions().await {
             warn!(%error, "changes of the registry cannot be read");
         }
+        let mut waiting = 0_u32;
         for slot in self.all_slots() {
-            self.settle_overdue(&slot, false).await;
+            let left = self.settle_overdue(&slot, false).await;
+            waiting = waiting.saturating_add(u32::try_from(left).unwrap_or(u32::MAX));
             self.release(slot);
         }
+        metrics::gauge!("router_commands_waiting").set(f64::from(waiting));
         let now = self.clock.now().as_micros();
         if now - self.swept_at.load(Ordering::Relaxed) >= HOUR_MICROS {
             self.swept_at.store(now, Ordering::Relaxed);
