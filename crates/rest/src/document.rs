@@ -81,6 +81,25 @@ impl Schemas {
         json!({ "$ref": format!("#/components/schemas/{name}") })
     }
 
+    /// As [`Self::reference`], for a merge patch: no member is needed, and null takes one away.
+    fn patch_reference(&mut self, of: TypeDoc) -> Json {
+        self.reference(of);
+        let name = (of.name)().into_owned();
+        let mut schema = self.named.get(&name).cloned().unwrap_or_default();
+        if let Some(members) = schema.as_object_mut() {
+            members.remove("required");
+            let about = "Members to change; null takes one back to its default.";
+            members.insert("description".to_owned(), json!(about));
+            let properties = members.get_mut("properties").and_then(Json::as_object_mut);
+            for property in properties.into_iter().flat_map(|all| all.values_mut()) {
+                *property = json!({ "oneOf": [property.take(), { "type": "null" }] });
+            }
+        }
+        let name = format!("{}Change", name.trim_end_matches("Patch").trim_end_matches("Input"));
+        self.named.insert(name.clone(), schema);
+        json!({ "$ref": format!("#/components/schemas/{name}") })
+    }
+
     fn add(&mut self, name: &str, schema: &RefOr<Schema>) {
         if !self.named.contains_key(name) {
             let json = serde_json::to_value(schema).unwrap_or_default();
@@ -108,6 +127,10 @@ fn operation(route: &Route, schemas: &mut Schemas, problem: &Json) -> Json {
     let mut responses = Map::new();
     responses.insert(route.status.to_string(), success(route, schemas));
     let failure = |title: &str| json!({ "description": title, "content": { "application/problem+json": { "schema": problem } } });
+    if route.method == "PUT" {
+        // The same object, made instead of changed.
+        responses.insert("201".to_owned(), success(route, schemas));
+    }
     for (status, title) in failures(route) {
         responses.insert(status.to_string(), failure(title));
     }
@@ -129,12 +152,9 @@ fn operation(route: &Route, schemas: &mut Schemas, problem: &Json) -> Json {
         operation.insert("parameters".to_owned(), json!(parameters));
     }
     if let Some(body) = route.body {
-        let kind = if route.method == "PATCH" {
-            "application/merge-patch+json"
-        } else {
-            "application/json"
-        };
-        let schema = schemas.reference(body);
+        let patch = route.method == "PATCH";
+        let kind = if patch { "application/merge-patch+json" } else { "application/json" };
+        let schema = if patch { schemas.patch_reference(body) } else { schemas.reference(body) };
         operation.insert(
             "requestBody".to_owned(),
             json!({ "required": true, "content": { kind: { "schema": schema } } }),

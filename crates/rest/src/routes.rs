@@ -293,6 +293,7 @@ pub(crate) static ROUTES: &[Route] = &[
         .shape(Shape::Object),
     patch("/api/v1/settings", with!(Admin, settings::patch), "settings", "Change settings of the account")
         .about("Members that are named change; null takes a setting back to its default.")
+        .takes::<settings::SettingsInput>()
         .shape(Shape::Object),
     get("/api/v1/system", with!(Read, system::read), "system", "The server")
         .gives::<system::SystemView>(),
@@ -301,7 +302,9 @@ pub(crate) static ROUTES: &[Route] = &[
             "A WebSocket. Sign in by cookie, by `Authorization`, by `?token=`, or by a first message \
              `{\"token\": \"flt_…\"}`. Say `{\"subscribe\": [\"message\", \"state\", \"event\", \"log\"], \
              \"devices\": […], \"id\": 1}`; each such message takes the place of the one before. A client \
-             that is too slow is told `{\"type\": \"lagged\", \"dropped\": 120}`.",
+             that is too slow is told `{\"type\": \"lagged\", \"dropped\": 120}`. Closed with \
+             4401 where the token or session is not or no longer valid, 4403 without the scope `read`, 4429 where \
+             the account has too many feeds.",
         )
         .query(&[param("token", "string", "An API token, for clients that can set no header")])
         .shape(Shape::Upgrade)

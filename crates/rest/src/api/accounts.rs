@@ -38,12 +38,14 @@ impl AccountView {
 #[serde(deny_unknown_fields)]
 pub(crate) struct AccountInput {
     /// Unique on this installation.
+    #[schema(min_length = 1, max_length = 64)]
     name: String,
     /// Whether its devices, users and tokens are let in.
     #[serde(default = "yes")]
     enabled: bool,
     /// Days that messages are kept; 0 keeps them until space runs out.
     #[serde(default)]
+    #[schema(maximum = 36_500)]
     retention_days: u32,
     /// Bytes of messages that are kept; 0 sets no limit.
     #[serde(default)]

@@ -1,6 +1,5 @@
 //! Channels: listeners for devices.
 
-use crate::api::sample;
 use std::net::SocketAddr;
 
 use fieldline_contracts::RegistryExt as _;
@@ -15,6 +14,7 @@ use uuid::Uuid;
 
 use super::accounts::yes;
 use super::devices::check_protocol;
+use super::sample;
 use crate::app::App;
 use crate::call::{Ctx, empty, json, with_etag};
 use crate::objects::{change, check_labels, check_name, check_range, page, remove, scan};
@@ -71,6 +71,7 @@ pub(crate) struct ConnectionView {
 #[serde(deny_unknown_fields)]
 pub(crate) struct ChannelInput {
     /// Name for people, unique in the account.
+    #[schema(min_length = 1, max_length = 64)]
     name: String,
     /// The protocol's name.
     protocol: String,
@@ -86,12 +87,15 @@ pub(crate) struct ChannelInput {
     auto_register: bool,
     /// Silence after which a device is disconnected, in seconds: 5 to 86,400.
     #[serde(default = "defaults::idle_timeout_s")]
+    #[schema(minimum = 5, maximum = 86_400)]
     idle_timeout_s: u32,
     /// Most connections held at once: 1 to 100,000.
     #[serde(default = "defaults::connections_max")]
+    #[schema(minimum = 1, maximum = 100_000)]
     connections_max: u32,
     /// Longest frame, in bytes: 64 to 16,777,216.
     #[serde(default = "defaults::frame_bytes_max")]
+    #[schema(minimum = 64, maximum = 16_777_216)]
     frame_bytes_max: u32,
     /// Most bytes a second of one connection, averaged over ten seconds: 0 for no limit, or 64 and more.
     #[serde(default = "defaults::connection_bytes_per_s_max")]

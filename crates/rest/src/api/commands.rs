@@ -20,12 +20,14 @@ const WAIT_MS_MAX: u64 = 60_000;
 #[serde(deny_unknown_fields)]
 pub(crate) struct CommandInput {
     /// Its name in the device's protocol, such as `text`.
+    #[schema(min_length = 1, max_length = 64)]
     name: String,
     /// Its arguments by name.
     #[serde(default)]
     params: Params,
     /// How long it is worth sending, in seconds.
     #[serde(default = "an_hour")]
+    #[schema(minimum = 1, maximum = 2_592_000)]
     ttl_s: u32,
 }
 

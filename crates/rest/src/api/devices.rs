@@ -54,14 +54,17 @@ impl DeviceView {
 pub(crate) struct DeviceInput {
     /// Name for people; the ident where absent.
     #[serde(default)]
+    #[schema(max_length = 128)]
     name: String,
     /// What it calls itself on the wire (IMEI, serial number); unique in the account.
+    #[schema(min_length = 1, max_length = 64, pattern = "^[^#+/]+$")]
     ident: String,
     /// The protocol it speaks; empty for any.
     #[serde(default)]
     protocol: String,
     /// Kind or model, free text.
     #[serde(default, rename = "type")]
+    #[schema(max_length = 64)]
     kind: String,
     /// Whether it is let in.
     #[serde(default = "yes")]
@@ -145,6 +148,8 @@ pub(crate) fn check_protocol(name: &str, known: &[String]) -> Result<(), Problem
 
 /// A page of devices by the filters of the query, of those that the caller may see.
 pub(crate) async fn filtered(ctx: &Ctx) -> Result<Listed<Device>, Problem> {
+    let limit = ctx.query.limit(LIMIT_DEFAULT, LIMIT_MAX)?;
+    let after = ctx.query.after_id()?;
     let labels = LabelFilter::of(ctx);
     let wanted = ctx.query.get("q").map(str::to_lowercase);
     let ident = ctx.query.get("ident").map(str::to_owned);
@@ -166,8 +171,6 @@ pub(crate) async fn filtered(ctx: &Ctx) -> Result<Listed<Device>, Problem> {
         return scan::<Device>(ctx, ctx.account(), Vec::new(), narrow, keep).await;
     }
     // A restricted caller names its devices itself.
-    let limit = ctx.query.limit(LIMIT_DEFAULT, LIMIT_MAX)?;
-    let after = ctx.query.after_id()?;
     let mut ids = ctx.identity.devices.clone();
     ids.sort_unstable();
     ids.dedup();

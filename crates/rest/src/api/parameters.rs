@@ -45,23 +45,29 @@ impl ParameterView {
 #[serde(deny_unknown_fields)]
 pub(crate) struct ParameterInput {
     /// Its name; one of the dictionary is replaced for this account.
+    #[schema(value_type = String, min_length = 1, max_length = 128, pattern = "^[a-z0-9._]+$")]
     name: ParamName,
     /// Kind of its values.
     kind: ParamKind,
     /// Significant bits of a whole number, or 0 if not declared.
     #[serde(default)]
+    #[schema(maximum = 64)]
     bits: u8,
     /// Decimals, for the kind `decimal`: 0 to 18.
     #[serde(default)]
+    #[schema(maximum = 18)]
     decimals: u8,
     /// Unit by UCUM (`km/h`, `Cel`, `mV`).
     #[serde(default)]
+    #[schema(max_length = 32)]
     unit: String,
     /// Title for people.
     #[serde(default)]
+    #[schema(max_length = 128)]
     title: String,
     /// What it means.
     #[serde(default)]
+    #[schema(max_length = 1_024)]
     description: String,
 }
 

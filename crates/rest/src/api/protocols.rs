@@ -17,7 +17,7 @@ use utoipa::ToSchema;
 
 use crate::app::{App, ByName};
 use crate::call::{Ctx, empty, json as answer, with_etag};
-use crate::objects::page;
+use crate::objects::{LIMIT_MAX, page};
 use crate::problem::{Problem, missing};
 use crate::route::Answer;
 
@@ -274,6 +274,7 @@ fn check_source(source: &str) -> Result<(), Problem> {
 /// `GET /protocols`
 pub(crate) async fn list(ctx: Ctx) -> Answer {
     // All at once: there are few.
+    ctx.query.limit(LIMIT_MAX, LIMIT_MAX)?;
     let all = ctx.app.programs.all(&ctx.app, ctx.account()).await?;
     let views: Result<Vec<ProtocolView>, Problem> =
         all.iter().map(|one| view(one, false)).collect();

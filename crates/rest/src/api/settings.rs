@@ -9,6 +9,7 @@ use fieldline_model::id::uuid_v7;
 use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::app::App;
@@ -16,6 +17,12 @@ use crate::call::{Ctx, json};
 use crate::objects::check_text;
 use crate::problem::Problem;
 use crate::route::Answer;
+
+/// Settings by name, such as `{"map.tiles_url": null}`.
+#[derive(ToSchema)]
+#[schema(value_type = Object)]
+#[allow(dead_code, reason = "documents what is read as free JSON and then judged by name")]
+pub(crate) struct SettingsInput(Json);
 
 /// A setting that has a value.
 #[derive(Clone, Serialize, Deserialize)]
