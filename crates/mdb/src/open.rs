@@ -198,7 +198,10 @@ fn open_shard(shared: &Shared<'_>, number: u16) -> Result<(Arc<Shard>, Writer), 
         segments.push(Arc::new(opened.map_err(io_error("open", &path))?));
     }
     segments.sort_by_key(|segment| segment.meta.first_seq);
-    // Only now that all the manifest names is there.
+    // What was read may be in the system's memory only, after a sync that failed in the
+    // process before. It must be durable before what it makes superfluous is removed,
+    // and all that it names is there.
+    manifest.write(&***disk, &dir).map_err(io::Error::from).map_err(io_error("write", &dir))?;
     let logs = sweep(&***disk, &dir, &names, &manifest);
     let sealed_seq = manifest.next_seq - 1;
     let version = Version { segments, sealed_seq, retained: 0 };
@@ -376,6 +379,14 @@ impl Recovery {
             active.since.get_or_insert(clock.now());
         }
         active.files.push(number);
+        // From now on these messages are known, and a sender of duplicates is told that
+        // they are durable. They may be in the system's memory only: the process before
+        // was killed before its sync, or its sync failed, after which another sync alone
+        // says nothing. Writing the same bytes again and syncing them does.
+        if let Some(sound) = bytes.get(..extent.sound).filter(|sound| !sound.is_empty()) {
+            let written = file.write_all_at(sound, 0).and_then(|()| file.sync());
+            written.map_err(io_error("sync", &path))?;
+        }
         if extent.sound < bytes.len() {
             cut(disk, dir, &name, &*file, &bytes, extent).map_err(io_error("cut", &path))?;
         }

@@ -151,14 +151,15 @@ impl FakeDisk {
             let mut content = file.durable.clone();
             let tail = file.content.get(file.dirty_from..).unwrap_or(&[]);
             if !tail.is_empty() && random.random() {
-                content.resize(file.dirty_from, 0);
-                let kept = random.random_range(0..=tail.len());
-                content.extend_from_slice(&tail[..kept]);
-                // Pages reach the disk in any order: one before the end may be missing.
-                if kept > 0 && random.random_range(0..3) == 0 {
-                    let hole = file.dirty_from + random.random_range(0..kept);
-                    let end = (hole + random.random_range(1..512)).min(content.len());
-                    content[hole..end].fill(0);
+                let end = file.dirty_from + random.random_range(0..=tail.len());
+                content.resize(content.len().max(end), 0);
+                content[file.dirty_from..end].copy_from_slice(&file.content[file.dirty_from..end]);
+                // Pages reach the disk in any order: one before the end may be as it was.
+                if end > file.dirty_from && random.random_range(0..3) == 0 {
+                    let hole = random.random_range(file.dirty_from..end);
+                    for at in hole..(hole + random.random_range(1..512)).min(end) {
+                        content[at] = file.durable.get(at).copied().unwrap_or(0);
+                    }
                 }
             }
             let dirty_from = content.len();

@@ -107,6 +107,25 @@ async fn a_log_that_cannot_be_cut_stays_refused_until_it_can() {
     assert_eq!(numbers(&all(&store, device(1)).await), expected);
 }
 
+/// A group whose sync failed and which could not be cut off is seen again by the next
+/// process, from the system's memory. Once a sender is told that it is there, it must be.
+#[tokio::test]
+async fn what_is_found_again_after_a_failed_sync_is_made_durable() {
+    let disk = FakeDisk::new();
+    let store = open(&disk.disk(), small()).unwrap();
+    append(&store, batch(0, 5)).await;
+    disk.fail_syncs(1);
+    disk.fail_cuts(1);
+    assert!(store.append(batch(5, 10)).await.is_err());
+    drop(store);
+    let store = open(&disk.disk(), small()).unwrap();
+    append(&store, batch(5, 10)).await;
+    let disk = disk.after_power_cut(3);
+    drop(store);
+    let store = open(&disk.disk(), small()).unwrap();
+    assert_eq!(numbers(&all(&store, device(1)).await), (0..10).collect::<Vec<_>>());
+}
+
 #[tokio::test]
 async fn a_flipped_bit_in_a_segment_costs_one_block() {
     let disk = FakeDisk::new();
