@@ -95,12 +95,18 @@ const steps = [
     return `${await text('.tile .v')} devices, ${await text('.rate .v')} messages a second`;
   }],
   ['devices move on the map', async () => {
-    await go('/devices?view=map');
+    await go('/devices?view=split&status=moving');
     await seen(MAP_TOP);
-    await page.waitForTimeout(1500);
+    // Near enough that motion itself is seen, not only rings from afar.
+    await page.click('[aria-rowindex="2"] [role=gridcell]:nth-child(2)');
+    await page.waitForTimeout(2500);
     const before = await picture(MAP_TOP);
     await until(async () => (await picture(MAP_TOP)) !== before, 'the map changes', 15_000);
     await shot('03-map');
+    await page.click('button:has-text("Clear")');
+    await go('/devices?view=map');
+    await page.waitForTimeout(1200);
+    await shot('03-map-all');
   }],
   ['the table lists, searches and filters', async () => {
     await go('/devices?view=table');

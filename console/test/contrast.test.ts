@@ -39,6 +39,7 @@ const MARKS: [string, string[]][] = [['--focus', ['--bg', '--panel']], ['--ok-do
 for (const [theme, text] of [['light', light], ['dark', dark], ['dark by the system', system]] as const) {
   describe(theme, () => {
     const found = colors(text);
+    it('white on --map-group', () => expect(contrast('#ffffff', found.get('--map-group')!)).toBeGreaterThanOrEqual(4.5));
     for (const [least, pairs] of [[4.5, TEXT], [3, MARKS]] as const) {
       for (const [ink, grounds] of pairs) {
         for (const ground of grounds) {

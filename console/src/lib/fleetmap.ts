@@ -3,6 +3,9 @@ import { isMoving, type Changes, type Fleet, type Row } from './fleet';
 import { boxOf } from './map/mercator';
 import { type FieldMap, Look, type Markers } from './map/map';
 
+/** Larger fleets would ring all the time. */
+const PING_COUNT_MAX = 2000;
+
 export class FleetMarkers implements Markers {
   selected = -1;
   points = { count: 0, xs: new Float64Array(0), ys: new Float64Array(0) };
@@ -44,6 +47,7 @@ export class FleetMarkers implements Markers {
     if (!this.fittedWhole && fleet.loaded) this.fittedWhole = this.map.touched || this.fit(false);
     // A large fleet needs fewer pictures a second: its groups hardly move.
     this.map.motion_ms = points.count > 20_000 ? 250 : points.count > 3000 ? 100 : 40;
+    if (points.count <= PING_COUNT_MAX) for (const row of changes.rows) this.map.ping(points.xs[row.i]!, points.ys[row.i]!);
     if (changes.structure) this.map.invalidate();
     else this.map.invalidateSoon();
   }

@@ -30,6 +30,9 @@ export const CLUSTER_ZOOM_MAX = 14;
 /** Fewer than this in a cell stay single: two arrows side by side say more than a "2". */
 export const GROUP_MIN = 4;
 
+/** Radius of a group's disc, in pixels. */
+export const radiusOf = (size: number): number => 12 + Math.min(16, 4 * Math.log10(size));
+
 export class Clusterer {
   private cells = new Map<number, number>();
   private cellOf = new Int32Array(0);
@@ -55,6 +58,38 @@ export class Clusterer {
     out.groupSize = new Int32Array(room);
     out.groupFirst = new Int32Array(room);
     out.groupBox = new Float64Array(4 * room);
+  }
+
+  /** Joins groups whose discs would cover each other, into the earlier one. Returns how many are left. */
+  private join(count: number): number {
+    const { out } = this;
+    let kept = 0;
+    for (let g = 0; g < count; g++) {
+      let into = -1;
+      for (let k = 0; k < kept && into < 0; k++) {
+        const reach = (radiusOf(out.groupSize[g]!) + radiusOf(out.groupSize[k]!)) * 0.95;
+        if ((out.groupX[g]! - out.groupX[k]!) ** 2 + (out.groupY[g]! - out.groupY[k]!) ** 2 < reach * reach) into = k;
+      }
+      if (into < 0) {
+        out.groupX[kept] = out.groupX[g]!;
+        out.groupY[kept] = out.groupY[g]!;
+        out.groupSize[kept] = out.groupSize[g]!;
+        out.groupFirst[kept] = out.groupFirst[g]!;
+        out.groupBox.copyWithin(4 * kept, 4 * g, 4 * g + 4);
+        kept++;
+        continue;
+      }
+      const [a, b] = [out.groupSize[into]!, out.groupSize[g]!];
+      out.groupX[into] = (out.groupX[into]! * a + out.groupX[g]! * b) / (a + b);
+      out.groupY[into] = (out.groupY[into]! * a + out.groupY[g]! * b) / (a + b);
+      out.groupSize[into] = a + b;
+      const [k, n] = [4 * into, 4 * g];
+      out.groupBox[k] = Math.min(out.groupBox[k]!, out.groupBox[n]!);
+      out.groupBox[k + 1] = Math.min(out.groupBox[k + 1]!, out.groupBox[n + 1]!);
+      out.groupBox[k + 2] = Math.max(out.groupBox[k + 2]!, out.groupBox[n + 2]!);
+      out.groupBox[k + 3] = Math.max(out.groupBox[k + 3]!, out.groupBox[n + 3]!);
+    }
+    return kept;
   }
 
   /** Groups the points in view. A point with x of NaN has no position. `keep` is never grouped (the selected one). */
@@ -123,6 +158,7 @@ export class Clusterer {
       out.groupFirst[g] = heads.first[cell]!;
       out.groupBox.set(heads.box.subarray(4 * cell, 4 * cell + 4), 4 * g);
     }
+    groupCount = this.join(groupCount);
     if (cellCount > 0) {
       for (let i = 0; i < points.count; i++) {
         const cell = cellOf[i]!;

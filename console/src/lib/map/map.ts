@@ -1,5 +1,5 @@
 // The canvas map: outlines or tiles below, tracks and markers above. Draws only when something changed.
-import { Clusterer, type Clusters, type Points } from './cluster';
+import { Clusterer, radiusOf, type Clusters, type Points } from './cluster';
 import {
   type Box, type View, clampView, distance, fit, latitudeOf, longitudeOf, metresPerPx, scaleBar, toScreen, toWorld, worldPx, wrapNear, zoomAround,
 } from './mercator';
@@ -47,6 +47,10 @@ interface Palette {
 }
 
 const HEADINGS = 36;
+const PINGS_MAX = 24;
+const PING_MS = 1100;
+/** From this zoom on, motion itself can be seen. */
+const PING_ZOOM_MAX = 9;
 const MARGIN_PX = 160;
 const SPRITE_PX = 26;
 
@@ -66,6 +70,7 @@ export class FieldMap {
   private baseDirty = true;
   private lastFrame = 0;
   private drawnAt = 0;
+  private pings: { x: number; y: number; at: number }[] = [];
   private later: ReturnType<typeof setTimeout> | undefined;
   /** Whether someone has moved or zoomed the map. */
   touched = false;
@@ -183,6 +188,13 @@ export class FieldMap {
   invalidate(): void {
     if (this.frame || this.destroyed) return;
     this.frame = requestAnimationFrame(this.draw);
+  }
+
+  /** A device was heard at this place: seen from afar, where its motion is too small to see, a ring tells that it lives. */
+  ping(x: number, y: number): void {
+    if (this.stillMotion || this.view.zoom > PING_ZOOM_MAX || this.pings.length >= PINGS_MAX || Number.isNaN(x)) return;
+    this.pings.push({ x, y, at: performance.now() });
+    this.invalidateSoon();
   }
 
   /** Values have changed: drawn soon, not at once. A fleet changes in every frame, and the eye needs no more than this. */
@@ -496,7 +508,27 @@ export class FieldMap {
     ctx.setTransform(this.dpr, 0, 0, this.dpr, 0, 0);
     ctx.clearRect(0, 0, this.width, this.height);
     if (this.track) this.drawTrack(ctx, this.track);
-    return this.markers ? this.drawMarkers(ctx, this.markers, elapsed) : false;
+    const pinging = this.drawPings(ctx);
+    const unsettled = this.markers ? this.drawMarkers(ctx, this.markers, elapsed) : false;
+    return pinging || unsettled;
+  }
+
+  private drawPings(ctx: CanvasRenderingContext2D): boolean {
+    if (this.pings.length === 0) return false;
+    const now = performance.now();
+    this.pings = this.pings.filter((ping) => now - ping.at < PING_MS);
+    ctx.lineWidth = 1.5;
+    ctx.strokeStyle = this.palette.ok;
+    for (const ping of this.pings) {
+      const age = (now - ping.at) / PING_MS;
+      const [px, py] = toScreen(this.view, this.width, this.height, ping.x, ping.y);
+      ctx.globalAlpha = 0.8 * (1 - age);
+      ctx.beginPath();
+      ctx.arc(px, py, 6 + 26 * age, 0, 2 * Math.PI);
+      ctx.stroke();
+    }
+    ctx.globalAlpha = 1;
+    return this.pings.length > 0;
   }
 
   private drawTrack(ctx: CanvasRenderingContext2D, track: Track): void {
@@ -588,7 +620,7 @@ export class FieldMap {
     ctx.font = '600 11px ui-sans-serif, system-ui, sans-serif';
     for (let g = 0; g < clusters.groupCount; g++) {
       const size = clusters.groupSize[g]!;
-      const radius = 12 + Math.min(16, 4 * Math.log10(size));
+      const radius = radiusOf(size);
       const [x, y] = [clusters.groupX[g]!, clusters.groupY[g]!];
       ctx.beginPath();
       ctx.arc(x, y, radius + 3, 0, 2 * Math.PI);
@@ -700,7 +732,7 @@ export class FieldMap {
     }
     if (best >= 0) return { single: best };
     for (let g = 0; g < clusters.groupCount; g++) {
-      const radius = 14 + Math.min(16, 4 * Math.log10(clusters.groupSize[g]!));
+      const radius = radiusOf(clusters.groupSize[g]!) + 2;
       if ((clusters.groupX[g]! - px) ** 2 + (clusters.groupY[g]! - py) ** 2 <= radius * radius) return { group: g };
     }
     return null;
