@@ -1,13 +1,13 @@
 //! `Bus`: live messages, state changes, events and logs. It makes things prompt;
 //! what must not be missed is read from `History`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use fieldline_model::{AccountId, DeviceId, Event, ParamName, SeriesKind, Stored};
-use parking_lot::RwLock;
-use tokio::sync::broadcast;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 /// What kind of item is published.
@@ -62,6 +62,20 @@ impl BusItem {
             Self::State { .. } => Topic::State,
             Self::Event(_) => Topic::Event,
             Self::Log { .. } => Topic::Log,
+        }
+    }
+
+    /// About how many bytes it holds on to.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let of_stored = |all: &[Stored]| {
+            all.iter().map(|one| 128 + one.params().content_bytes()).sum::<usize>()
+        };
+        64 + match self {
+            Self::Messages { messages, .. } => of_stored(messages),
+            Self::State { params, .. } => params.len() * 16,
+            Self::Event(event) => 128 + event.params.content_bytes(),
+            Self::Log { lines, .. } => of_stored(lines),
         }
     }
 
@@ -122,16 +136,19 @@ pub trait Bus: Send + Sync + 'static {
 
 /// A bus within this process.
 ///
-/// Each account has a ring of [`MemoryBus::CAPACITY`] items; a subscriber that
-/// falls behind by more loses the oldest and is told how many.
+/// Each account that is listened to has a ring of at most
+/// [`MemoryBus::ITEMS_MAX`] items and [`MemoryBus::BYTES_MAX`] bytes; a
+/// subscriber that falls behind by more loses the oldest and is told how many.
 #[derive(Default)]
 pub struct MemoryBus {
-    accounts: RwLock<HashMap<AccountId, broadcast::Sender<BusItem>>>,
+    accounts: RwLock<HashMap<AccountId, Arc<Ring>>>,
 }
 
 impl MemoryBus {
     /// Items kept for the slowest subscriber of an account.
-    pub const CAPACITY: usize = 16_384;
+    pub const ITEMS_MAX: usize = 16_384;
+    /// Bytes of items kept for the slowest subscriber of an account.
+    pub const BYTES_MAX: usize = 32 << 20;
 
     /// A bus without subscribers.
     #[must_use]
@@ -140,50 +157,155 @@ impl MemoryBus {
     }
 }
 
+/// What is kept of an account's items, and a sign for those who wait.
+struct Ring {
+    kept: Mutex<Kept>,
+    /// The number of the next item.
+    end: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Kept {
+    items: VecDeque<(BusItem, usize)>,
+    bytes: usize,
+    /// The number of the next item; the oldest kept one's is that less their count.
+    end: u64,
+    subscribers: usize,
+}
+
+impl Kept {
+    fn push(&mut self, item: BusItem) {
+        let bytes = item.bytes();
+        self.items.push_back((item, bytes));
+        self.bytes += bytes;
+        self.end += 1;
+        // The newest stays, however large it is.
+        while self.items.len() > 1
+            && (self.items.len() > MemoryBus::ITEMS_MAX || self.bytes > MemoryBus::BYTES_MAX)
+        {
+            if let Some((_, bytes)) = self.items.pop_front() {
+                self.bytes -= bytes;
+            }
+        }
+    }
+
+    /// Number of the oldest kept item.
+    fn begin(&self) -> u64 {
+        self.end - self.items.len() as u64
+    }
+}
+
 #[async_trait]
 impl Bus for MemoryBus {
     async fn publish(&self, account: AccountId, items: Vec<BusItem>) {
         let accounts = self.accounts.read();
         // No ring means that nobody of this account has ever listened.
-        let Some(sender) = accounts.get(&account) else { return };
-        if sender.receiver_count() == 0 {
-            return;
-        }
-        for item in items {
-            // An error says that the last subscriber has just left.
-            if sender.send(item).is_err() {
-                break;
+        let Some(ring) = accounts.get(&account) else { return };
+        let end = {
+            let mut kept = ring.kept.lock();
+            if kept.subscribers == 0 {
+                return;
             }
-        }
+            items.into_iter().for_each(|item| kept.push(item));
+            kept.end
+        };
+        ring.end.send_replace(end);
     }
 
     async fn subscribe(&self, account: AccountId, filter: TopicFilter) -> Box<dyn Subscription> {
-        let receiver = {
+        let ring = {
             let mut accounts = self.accounts.write();
-            accounts
-                .entry(account)
-                .or_insert_with(|| broadcast::channel(Self::CAPACITY).0)
-                .subscribe()
+            let new = || Arc::new(Ring { kept: Mutex::default(), end: watch::Sender::new(0) });
+            Arc::clone(accounts.entry(account).or_insert_with(new))
         };
-        Box::new(MemorySubscription { receiver, filter })
+        let next = {
+            let mut kept = ring.kept.lock();
+            kept.subscribers += 1;
+            kept.end
+        };
+        let grown = ring.end.subscribe();
+        Box::new(MemorySubscription { ring, grown, next, filter })
     }
 }
 
 struct MemorySubscription {
-    receiver: broadcast::Receiver<BusItem>,
+    ring: Arc<Ring>,
+    grown: watch::Receiver<u64>,
+    /// Number of the next item to look at.
+    next: u64,
     filter: TopicFilter,
+}
+
+impl MemorySubscription {
+    /// The next item that is wanted among those kept.
+    fn take(&mut self) -> Option<Result<BusItem, Lagged>> {
+        let kept = self.ring.kept.lock();
+        let lost = kept.begin().saturating_sub(self.next);
+        if lost > 0 {
+            self.next = kept.begin();
+            return Some(Err(Lagged(lost)));
+        }
+        let skipped = usize::try_from(self.next - kept.begin()).unwrap_or(usize::MAX);
+        for (item, _) in kept.items.iter().skip(skipped) {
+            self.next += 1;
+            if self.filter.wants(item) {
+                return Some(Ok(item.clone()));
+            }
+        }
+        None
+    }
 }
 
 #[async_trait]
 impl Subscription for MemorySubscription {
     async fn next(&mut self) -> Option<Result<BusItem, Lagged>> {
         loop {
-            match self.receiver.recv().await {
-                Ok(item) if self.filter.wants(&item) => return Some(Ok(item)),
-                Ok(_) => {}
-                Err(broadcast::error::RecvError::Lagged(count)) => return Some(Err(Lagged(count))),
-                Err(broadcast::error::RecvError::Closed) => return None,
+            // Seen before looking, so that what comes meanwhile wakes the wait.
+            self.grown.borrow_and_update();
+            if let Some(taken) = self.take() {
+                return Some(taken);
             }
+            self.grown.changed().await.ok()?;
+        }
+    }
+}
+
+impl Drop for MemorySubscription {
+    fn drop(&mut self) {
+        let mut kept = self.ring.kept.lock();
+        kept.subscribers -= 1;
+        if kept.subscribers == 0 {
+            kept.items = VecDeque::new();
+            kept.bytes = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fieldline_model::{Cursor, Params, Series, Timestamp, Value};
+
+    use super::*;
+
+    /// A reader that trickles must not hold on to gigabytes of large items.
+    #[tokio::test]
+    async fn a_slow_reader_holds_on_to_a_bound_of_bytes() {
+        let (bus, account) = (MemoryBus::new(), AccountId::from_bytes([1; 16]));
+        let mut reader = bus.subscribe(account, TopicFilter::default()).await;
+        let device = DeviceId::from_bytes([2; 16]);
+        let name = ParamName::new("large").unwrap();
+        let params: Params = [(name, Value::from("x".repeat(1 << 20)))].into_iter().collect();
+        let at = Timestamp::from_seconds(1);
+        let series = Series::messages(account, device);
+        let stored = Stored::read_back(series, at, at, params, Cursor::default());
+        for _ in 0..100 {
+            let messages = Arc::from([stored.clone()]);
+            bus.publish(account, vec![BusItem::Messages { device, messages }]).await;
+        }
+        let lost = reader.next().await.unwrap().unwrap_err();
+        assert!((60..75).contains(&lost.0), "{lost}");
+        for _ in lost.0..100 {
+            reader.next().await.unwrap().unwrap();
         }
     }
 }

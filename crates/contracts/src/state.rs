@@ -98,26 +98,49 @@ pub trait State: Send + Sync + 'static {
     async fn forget(&self, account: AccountId, device: DeviceId);
 }
 
+/// Most bytes of names and contents of one device's last values. A value that
+/// does not fit is in history only. Backends and the store's own summary of
+/// last values keep the same bound.
+pub const DEVICE_BYTES_MAX: usize = 256 << 10;
+
 #[derive(Default)]
 struct DeviceState {
     values: BTreeMap<ParamName, LastValue>,
+    bytes: usize,
     presence: Presence,
 }
 
+/// Bytes that a value counts for.
+fn cost(name: &ParamName, value: &Value) -> usize {
+    name.as_str().len() + 16 + value.heap_bytes()
+}
+
 impl DeviceState {
-    /// Takes a value over; false if the present one is newer, or the name is beyond the bound.
+    /// Takes a value over; false if the present one is newer or it does not fit.
+    /// One that does not fit takes the one before it away: absent is not wrong, old is.
     fn set(&mut self, name: &ParamName, value: &Value, timestamp: Timestamp) -> bool {
-        if let Some(last) = self.values.get_mut(name) {
-            if last.timestamp > timestamp {
-                return false;
+        let before = match self.values.get(name) {
+            Some(last) if last.timestamp > timestamp => return false,
+            Some(last) => cost(name, &last.value),
+            None => 0,
+        };
+        let after = self.bytes - before + cost(name, value);
+        let fits = after <= DEVICE_BYTES_MAX
+            && (before > 0 || self.values.len() < MemoryState::PARAMS_MAX);
+        if !fits {
+            if self.values.remove(name).is_some() {
+                self.bytes -= before;
             }
-            *last = LastValue { value: value.clone(), timestamp };
-            return true;
-        }
-        if self.values.len() >= MemoryState::PARAMS_MAX {
             return false;
         }
-        self.values.insert(name.clone(), LastValue { value: value.clone(), timestamp });
+        self.bytes = after;
+        let last = LastValue { value: value.clone(), timestamp };
+        match self.values.get_mut(name) {
+            Some(slot) => *slot = last,
+            None => {
+                self.values.insert(name.clone(), last);
+            }
+        }
         true
     }
 }
@@ -270,5 +293,30 @@ impl State for MemoryState {
 
     async fn forget(&self, account: AccountId, device: DeviceId) {
         self.shard(device).write().remove(&(account, device));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a device says is bounded in count by names, and in bytes by this: it
+    /// must not be able to fill our memory with values that nobody asked for.
+    #[test]
+    fn last_values_have_a_bound_in_bytes() {
+        let name = |n: usize| ParamName::new(format!("p{n}")).unwrap();
+        let large = Value::from("x".repeat(60 << 10));
+        let mut state = DeviceState::default();
+        let at = Timestamp::from_seconds;
+        let taken = (0..10).filter(|n| state.set(&name(*n), &large, at(1))).count();
+        assert_eq!(taken, 4);
+        assert!(state.bytes <= DEVICE_BYTES_MAX);
+        // One that grew out of its place is absent, not old.
+        let larger = Value::from("x".repeat(200 << 10));
+        assert!(!state.set(&name(0), &larger, at(2)));
+        assert!(!state.values.contains_key(&name(0)));
+        assert!(state.set(&name(0), &Value::Int(1), at(3)));
+        let counted: usize = state.values.iter().map(|(n, last)| cost(n, &last.value)).sum();
+        assert_eq!(state.bytes, counted);
     }
 }
