@@ -1,11 +1,14 @@
 // Measures frame times while scrolling a live table, against the stand-in server: 10,000 and 100,000 devices.
-// Fails if the 95th percentile with 10,000 rows is above 50 ms.
+// Fails if the 95th percentile with 10,000 rows is above 50 ms; on a machine busy with other work, if the page itself is to blame.
 import { spawn } from 'node:child_process';
+import { cpus, loadavg } from 'node:os';
 import { fileURLToPath } from 'node:url';
 
 import { launch, OUT } from './lib.mjs';
 
 const BOUND_MS = 50;
+/** What the page may work for one frame, in processor time, where other work makes frames late. */
+const WORK_MS_MAX = 25;
 const SECONDS = Number(process.env.SECONDS ?? 8);
 const sizes = (process.env.SIZES ?? '10000,100000').split(',').map(Number);
 const view = process.env.VIEW ?? 'table';
@@ -35,6 +38,11 @@ for (const [n, devices] of sizes.entries()) {
     await page.waitForFunction(() => !document.querySelector('.head [role=status]')?.textContent?.includes('Loading'), null, { timeout: 60_000 });
     const shown = await page.textContent('.head [role=status]');
     await page.waitForTimeout(1000);
+    // How long the page's own thread worked: on a busy machine frames are late through no fault of the page.
+    const cdp = await page.context().newCDPSession(page);
+    await cdp.send('Performance.enable', { timeDomain: 'threadTicks' });
+    const worked_s = async () => (await cdp.send('Performance.getMetrics')).metrics.find((m) => m.name === 'TaskDuration').value;
+    const before_s = await worked_s();
     const measured = await page.evaluate(async (seconds) => {
       const grid = document.querySelector('.grid');
       const times = [];
@@ -63,14 +71,19 @@ for (const [n, devices] of sizes.entries()) {
       });
       return { times: times.slice(2), blank, distinct: live.size };
     }, SECONDS);
+    const work_ms = ((await worked_s()) - before_s) * 1000;
     const sorted = [...measured.times].sort((a, b) => a - b);
     const [p50, p95, p99, max] = [percentile(sorted, 50), percentile(sorted, 95), percentile(sorted, 99), sorted.at(-1)];
     const longest = measured.times.filter((t) => t > 100).length;
     console.log(
       `${devices} rows (${shown?.trim()}), ${rate} messages/s, ${view}: ${sorted.length} frames, p50 ${p50.toFixed(1)} ms, p95 ${p95.toFixed(1)} ms, p99 ${p99.toFixed(1)} ms, `
-        + `longest ${max.toFixed(0)} ms, ${longest} over 100 ms, ${measured.blank} blank, ${measured.distinct} different rows seen in the middle`,
+        + `longest ${max.toFixed(0)} ms, ${longest} over 100 ms, ${measured.blank} blank, ${measured.distinct} different rows seen in the middle; the page worked ${(work_ms / sorted.length).toFixed(1)} ms a frame; load ${loadavg()[0].toFixed(1)} on ${cpus().length} processors`,
     );
-    if (devices <= 10_000 && p95 > BOUND_MS) failed = true;
+    const busy = loadavg()[0] > 1.5 * cpus().length;
+    if (devices <= 10_000 && p95 > BOUND_MS) {
+      if (busy && work_ms / sorted.length < WORK_MS_MAX) console.log('the machine is busy with other work: judged by the page\'s own work instead');
+      else failed = true;
+    }
     await page.screenshot({ path: `${OUT}perf-${devices}.png` });
   } finally {
     await browser.close();
