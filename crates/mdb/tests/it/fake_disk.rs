@@ -157,9 +157,9 @@ impl FakeDisk {
                 // Pages reach the disk in any order: one before the end may be as it was.
                 if end > file.dirty_from && random.random_range(0..3) == 0 {
                     let hole = random.random_range(file.dirty_from..end);
-                    for at in hole..(hole + random.random_range(1..512)).min(end) {
-                        content[at] = file.durable.get(at).copied().unwrap_or(0);
-                    }
+                    let hole = hole..(hole + random.random_range(1..512)).min(end);
+                    let before = hole.clone().map(|at| file.durable.get(at).copied().unwrap_or(0));
+                    content[hole.clone()].copy_from_slice(&before.collect::<Vec<u8>>());
                 }
             }
             let dirty_from = content.len();
