@@ -1,4 +1,4 @@
-// Small reactive helpers that pages share.
+// Small reactive parts that pages share.
 import type { Page } from './api';
 import { socket, type Push, type Want } from './socket';
 
