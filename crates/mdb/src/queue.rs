@@ -71,6 +71,15 @@ impl Queue {
         self.filled.notify_all();
     }
 
+    /// Refuses what comes later and what waits: nobody is there to take it.
+    pub(crate) fn abandon(&self) {
+        let mut waiting = self.waiting.lock();
+        waiting.closed = true;
+        waiting.jobs.clear();
+        waiting.freezes.clear();
+        waiting.messages = 0;
+    }
+
     /// Messages that wait.
     pub(crate) fn depth(&self) -> usize {
         self.waiting.lock().messages

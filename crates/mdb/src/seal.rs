@@ -34,6 +34,7 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// Seals until the shard stops.
 pub(crate) fn run(shard: &Shard) {
+    let _ended = Ended(shard);
     shard.keep_reserve();
     loop {
         let front = {
@@ -89,6 +90,22 @@ pub(crate) fn run(shard: &Shard) {
                     shard.frozen.wait_for(&mut sealing, RETRY);
                 }
             }
+        }
+    }
+}
+
+/// Says why memtables pile up where the sealer ended by a panic.
+struct Ended<'a>(&'a Shard);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let text = format!("the sealer of `{}` panicked", self.0.dir.display());
+            error!(shard = self.0.number, "the sealer of a shard panicked");
+            let mut sealing = self.0.sealing.lock();
+            sealing.failed = Some(HistoryError::Failed(text));
+            sealing.failures += 1;
+            self.0.sealed.notify_all();
         }
     }
 }

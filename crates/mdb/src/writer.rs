@@ -90,6 +90,7 @@ impl Writer {
 
     /// Writes until the queue is closed and empty.
     pub(crate) fn run(mut self) {
+        let _abandon = Abandon(self.shard.clone());
         loop {
             match self.shard.queue.take(self.shard.config.group_messages_max) {
                 Work::Jobs(jobs) => self.write(jobs),
@@ -366,6 +367,21 @@ impl Writer {
             Log::Ready(_) | Log::Absent => Log::Absent,
         };
         true
+    }
+}
+
+/// Answers whoever waits when the writer ends, also by a panic.
+struct Abandon(Arc<Shard>);
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        self.0.queue.abandon();
+        if std::thread::panicking() {
+            error!(
+                shard = self.0.number,
+                "the writer of a shard panicked, its appends are refused"
+            );
+        }
     }
 }
 

@@ -154,3 +154,34 @@ async fn aggregates_are_what_the_messages_say() {
     assert_eq!(store.aggregate(series, "absent", time(0), time(9_000)).await.unwrap(), None);
     assert_eq!(store.aggregate(series, "n", Timestamp::MIN, Timestamp::MIN).await.unwrap(), None);
 }
+
+#[tokio::test]
+async fn what_is_refused_and_stored_is_counted() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    metrics::set_global_recorder(recorder).unwrap();
+    let disk = FakeDisk::new();
+    let store = open(&disk.disk(), small()).unwrap();
+    append(&store, vec![message(device(1), 1, 1), message(device(1), 1, 1)]).await;
+    disk.set_space(Some(0));
+    assert!(store.append(vec![message(device(1), 2, 2)]).await.is_err());
+    disk.set_space(None);
+    store.seal().await.unwrap();
+    let text = handle.render();
+    // Other tests of this process may have counted, too.
+    for name in [
+        "fieldline_mdb_messages_total{shard=\"0\"}",
+        "fieldline_mdb_duplicates_total{shard=\"0\"}",
+        "fieldline_mdb_refused_total{shard=\"0\",code=\"storage_full\"}",
+        "fieldline_mdb_write_errors_total{shard=\"0\"}",
+        "fieldline_mdb_log_bytes_total{shard=\"0\"}",
+        "fieldline_mdb_seals_total{shard=\"0\"}",
+        "fieldline_mdb_sync_seconds_count{shard=\"0\"}",
+        "fieldline_mdb_group_messages_count{shard=\"0\"}",
+        "fieldline_mdb_queue_messages{shard=\"0\"}",
+        "fieldline_mdb_segments{shard=\"0\"}",
+    ] {
+        let line = text.lines().find(|line| line.starts_with(name));
+        assert!(line.is_some(), "{name} is missing in\n{text}");
+    }
+}
