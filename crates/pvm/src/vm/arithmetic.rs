@@ -15,7 +15,8 @@ pub(crate) fn equal(context: &Context<'_>, left: &Val, right: &Val) -> bool {
         (Val::Bool(a), Val::Bool(b)) => a == b,
         (Val::Time(a), Val::Time(b)) => a == b,
         _ => match (context.bytes(left), context.bytes(right)) {
-            (Some(a), Some(b)) => a == b,
+            // Most differ in the first byte already.
+            (Some(a), Some(b)) => a.len() == b.len() && a.first() == b.first() && a == b,
             _ => compare(context, left, right) == Some(Ordering::Equal),
         },
     }
