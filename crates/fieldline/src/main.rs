@@ -7,6 +7,7 @@ mod ctl;
 mod demo;
 mod doctor;
 mod generate;
+mod housekeeping;
 mod http_client;
 mod protocol;
 mod sessions;

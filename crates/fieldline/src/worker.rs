@@ -6,21 +6,19 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use fieldline_auth::Auth;
-use fieldline_contracts::registry::typed;
 use fieldline_contracts::{
-    Clock, History, Kind, MemoryBus, MemoryState, Page, Platform, Registry, Retention, State,
-    SystemClock,
+    Clock, History, MemoryBus, MemoryState, Platform, Registry, State, SystemClock,
 };
-use fieldline_gateway::Gateway;
+use fieldline_gateway::{Gateway, GatewayConfig};
 use fieldline_ingest::Ingest;
 use fieldline_mdb::{Mdb, MdbConfig};
-use fieldline_model::{Account, DeviceId, ParamName, Series, SeriesKind, Timestamp, Value};
+use fieldline_model::{DeviceId, ParamName, Series, SeriesKind, Timestamp, Value};
 use fieldline_mqtt::MqttConfig;
 use fieldline_rest::{RestConfig, RestListener, SystemInfo};
 use fieldline_router::LocalCommands;
 use fieldline_runtime::telemetry::{self, MetricsPage};
 use fieldline_runtime::tls::{ReloadingTls, TlsFiles};
-use fieldline_runtime::{DataDir, crash, shutdown as signals, supervise};
+use fieldline_runtime::{DataDir, crash, limits, shutdown as signals, supervise};
 use fieldline_sqlite::SqliteRegistry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -29,15 +27,12 @@ use crate::announce::{self, Started};
 use crate::cli::UpArgs;
 use crate::config::Config;
 use crate::demo::Demo;
+use crate::housekeeping;
 
 /// How long to wait for a worker before us to let go of the data directory.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How often what is beyond retention is looked for.
-const RETAIN_EVERY: Duration = Duration::from_secs(10 * 60);
 /// How long to wait for channels before saying that all is ready.
 const READY_WAIT: Duration = Duration::from_secs(10);
-/// How often expired commands are looked for.
-const EXPIRE_EVERY: Duration = Duration::from_secs(1);
 /// Stack of a service's thread: futures live on the heap, calls are shallow.
 const STACK_BYTES: usize = 1 << 20;
 
@@ -64,7 +59,12 @@ pub(crate) fn run(args: UpArgs) -> Result<(), Failure> {
         .thread_name("main")
         .build()
         .map_err(|error| Failure::Running(format!("cannot start: {error}")))?;
-    runtime.block_on(serve(args, config, metrics, began))
+    let data = DataDir::open(&args.data, PATIENCE).map_err(setup)?;
+    let result = runtime.block_on(serve(args, config, metrics, &data, began));
+    // Waits for work on the store that is still going on: the directory is let go of after it.
+    drop(runtime);
+    drop(data);
+    result
 }
 
 fn setup(error: impl std::fmt::Display) -> Failure {
@@ -81,9 +81,9 @@ async fn serve(
     args: UpArgs,
     config: Config,
     metrics: MetricsPage,
+    data: &DataDir,
     began: Instant,
 ) -> Result<(), Failure> {
-    let data = DataDir::open(&args.data, PATIENCE).map_err(setup)?;
     // Bound first: a port in use ends the start before anything is touched.
     let (http, http_address) = http_listener(&config).await?;
     let (mqtt, mqtt_addresses) = mqtt_listeners(&config).await?;
@@ -121,7 +121,12 @@ async fn serve(
 
     let stop = CancellationToken::new();
     tokio::spawn(end_on_signal(args.worker, stop.clone()));
-    let gateway = Gateway::new(config.gateway.clone(), ingest.clone());
+    let shares = limits::shares(limits::raise_open_files());
+    let gateway_config = GatewayConfig {
+        connections_max: config.gateway.connections_max.min(shares.gateway),
+        ..config.gateway.clone()
+    };
+    let gateway = Gateway::new(gateway_config, ingest.clone());
     let mut listeners = vec![("http".to_owned(), http_address.to_string())];
     listeners.extend(
         mqtt_addresses.iter().map(|(name, address)| ((*name).to_owned(), address.to_string())),
@@ -147,8 +152,10 @@ async fn serve(
     running.start("mqtt", {
         let services =
             fieldline_mqtt::Services { platform: platform.clone(), ingest: ingest.clone(), auth };
-        let config =
-            MqttConfig { connections_max: config.mqtt.connections_max, ..MqttConfig::default() };
+        let config = MqttConfig {
+            connections_max: config.mqtt.connections_max.min(shares.mqtt),
+            ..MqttConfig::default()
+        };
         move |stop| async move {
             let listeners = mqtt
                 .into_iter()
@@ -165,6 +172,7 @@ async fn serve(
     running.start("http", {
         let config = RestConfig {
             requests_per_s_max: config.http.requests_per_s_max,
+            connections_max: RestConfig::default().connections_max.min(shares.http),
             ..RestConfig::default()
         };
         move |stop| async move {
@@ -177,7 +185,8 @@ async fn serve(
             }
         }
     })?;
-    tokio::spawn(housekeeping(platform.clone()));
+    tokio::spawn(housekeeping::expire(platform.clone()));
+    tokio::spawn(housekeeping::retain(platform.clone(), data.join("retained_at")));
     gateway.ready(READY_WAIT).await;
     let started = Started {
         secure: config.http.tls_certificate.is_some(),
@@ -189,7 +198,7 @@ async fn serve(
         took: began.elapsed(),
     };
     started
-        .announce(&data)
+        .announce(data)
         .map_err(|error| Failure::Running(format!("cannot write run.json: {error}")))?;
     let history = Arc::clone(&platform.history);
     if let Some(demo) = demo {
@@ -344,47 +353,4 @@ async fn rebuild(history: &dyn History, state: &dyn State) -> Result<(), Failure
     };
     let rebuilt = history.last_values(&mut visit).await;
     rebuilt.map_err(|error| Failure::Running(format!("reading last values: {error}")))
-}
-
-/// What goes on beside the services: retention and expiry.
-async fn housekeeping(platform: Platform) {
-    let (mut expire, mut retain) =
-        (tokio::time::interval(EXPIRE_EVERY), tokio::time::interval(RETAIN_EVERY));
-    loop {
-        tokio::select! {
-            _ = expire.tick() => platform.commands.expire().await,
-            _ = retain.tick() => {
-                if let Err(error) = retain_all(&platform).await {
-                    tracing::warn!(error, "messages beyond retention could not be let go of; trying again later");
-                }
-            }
-        }
-    }
-}
-
-async fn retain_all(platform: &Platform) -> Result<(), String> {
-    let mut page = Page::first(1_000);
-    loop {
-        let records = platform
-            .registry
-            .list_everywhere(Kind::Account, &page)
-            .await
-            .map_err(|error| error.to_string())?;
-        let Some(last) = records.last() else { return Ok(()) };
-        page.after = Some(last.id);
-        for record in records {
-            let account = typed::<Account>(record).map_err(|error| error.to_string())?.object;
-            let days = i64::from(account.retention_days) * 24 * 3_600 * 1_000_000;
-            let retention = Retention {
-                account: account.id,
-                before: (days > 0).then(|| platform.clock.now().plus_micros(-days)),
-                bytes_max: (account.storage_bytes_max > 0).then_some(account.storage_bytes_max),
-            };
-            let freed =
-                platform.history.retain(retention).await.map_err(|error| error.to_string())?;
-            if freed > 0 {
-                tracing::info!(account = %account.name, bytes = freed, "messages beyond retention are gone");
-            }
-        }
-    }
 }

@@ -7,6 +7,7 @@
 
 pub mod crash;
 pub mod datadir;
+pub mod limits;
 pub mod shutdown;
 pub mod supervise;
 pub mod telemetry;

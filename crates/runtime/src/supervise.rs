@@ -149,8 +149,19 @@ fn announce(status: ExitStatus, report: io::Result<PathBuf>, backoff: Duration) 
 }
 
 /// Returns when the master has closed our standard input: it wants a shutdown, or is dead.
+///
+/// Read on a thread of its own: a runtime would wait for that read at its end.
 pub async fn master_gone() {
-    let mut input = tokio::io::stdin();
-    let mut scratch = [0_u8; 64];
-    while matches!(input.read(&mut scratch).await, Ok(count) if count > 0) {}
+    let (gone, told) = tokio::sync::oneshot::channel::<()>();
+    let watch = move || {
+        let mut scratch = [0_u8; 64];
+        while matches!(io::Read::read(&mut io::stdin(), &mut scratch), Ok(count) if count > 0) {}
+        drop(gone);
+    };
+    if std::thread::Builder::new().name("master".to_owned()).spawn(watch).is_err() {
+        // Without it the worker is stopped by signals alone.
+        std::future::pending::<()>().await;
+    }
+    // It is told by the sender's end.
+    let _closed = told.await;
 }
