@@ -35,7 +35,7 @@ use crate::thread::Worker;
 /// Most requests that wait for each of the two threads; callers beyond it wait for a place.
 pub const QUEUE_MAX: usize = 1_024;
 
-/// Most changes that the audit trail keeps; the oldest go first.
+/// Most changes that the audit trail keeps; the oldest of the accounts with the most go first.
 pub const AUDIT_MAX: u64 = 1_000_000;
 
 /// Largest file that is checked whole after an unclean end; larger ones are checked as they are read.

@@ -19,8 +19,9 @@ const TRIM_EVERY: u32 = 256;
 pub(crate) type ReadJob = Box<dyn FnOnce(&Connection) + Send>;
 
 /// Work for the writing thread: runs in a savepoint, and returns whether to keep what it wrote and
-/// what to call when the commit has succeeded or failed.
-pub(crate) type WriteJob = Box<dyn FnOnce(&Connection) -> (bool, Finish) + Send>;
+/// what to call when the commit has succeeded or failed. Without a connection nothing is run: there
+/// was no transaction to run it in.
+pub(crate) type WriteJob = Box<dyn FnOnce(Option<&Connection>) -> (bool, Finish) + Send>;
 
 /// Answers the caller, once it is known whether the commit is durable.
 pub(crate) type Finish = Box<dyn FnOnce(Result<(), &str>) + Send>;
@@ -107,14 +108,16 @@ pub(crate) async fn write<T: Send + 'static>(
     work: impl FnOnce(&Connection) -> Result<T, RegistryError> + Send + 'static,
 ) -> Result<T, RegistryError> {
     let (answer, answered) = oneshot::channel();
-    let job = move |db: &Connection| -> (bool, Finish) {
-        let result = work(db);
-        let keep = result.is_ok();
+    let job = move |db: Option<&Connection>| -> (bool, Finish) {
+        let result = db.map(work);
+        let keep = matches!(result, Some(Ok(_)));
         let finish = move |committed: Result<(), &str>| {
-            // What was refused needs no commit to be true.
             let told = match (result, committed) {
-                (Ok(_), Err(reason)) => Err(RegistryError::Unavailable(reason.to_owned())),
-                (result, _) => result,
+                // What was refused needs no commit to be true.
+                (Some(Err(refused)), _) => Err(refused),
+                (Some(Ok(done)), Ok(())) => Ok(done),
+                (_, Err(reason)) => Err(RegistryError::Unavailable(reason.to_owned())),
+                (None, Ok(())) => Err(RegistryError::Unavailable("it was not run".to_owned())),
             };
             drop(answer.send(told));
         };
@@ -158,15 +161,16 @@ pub(crate) fn write_loop(
                 };
                 tracing::error!(reason, "the registry could not commit");
                 finishes.into_iter().for_each(|finish| finish(Err(&reason)));
-                // Begun without success: those jobs have not run, and run to be told why.
+                // These have not run, and must not: outside a transaction each statement would be kept.
                 for job in group.drain(..) {
-                    job(db).1(Err(&reason));
+                    job(None).1(Err(&reason));
                 }
             }
         }
         commits = commits.wrapping_add(1);
         if commits.is_multiple_of(TRIM_EVERY)
-            && let Err(error) = trim(db, *newest.borrow())
+            && *newest.borrow() > AUDIT_MAX
+            && let Err(error) = trim(db, AUDIT_MAX)
         {
             tracing::warn!(%error, "the audit trail could not be trimmed");
         }
@@ -184,25 +188,118 @@ fn commit(
     finishes: &mut Vec<Finish>,
 ) -> rusqlite::Result<u64> {
     let mut tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    for job in group.drain(..) {
-        let point = tx.savepoint()?;
-        let (keep, finish) = job(&point);
+    let mut jobs = group.drain(..);
+    let ran = jobs.by_ref().try_for_each(|job| {
+        let point = match tx.savepoint() {
+            Ok(point) => point,
+            Err(error) => {
+                finishes.push(job(None).1);
+                return Err(error);
+            }
+        };
+        let (keep, finish) = job(Some(&point));
         finishes.push(finish);
-        if keep {
-            point.commit()?;
-        } else {
-            // Rolls back, and ends it.
-            point.finish()?;
-        }
+        // The other rolls back, and ends it.
+        if keep { point.commit() } else { point.finish() }
+    });
+    if let Err(error) = ran {
+        // Those behind are told the same.
+        finishes.extend(jobs.map(|job| job(None).1));
+        return Err(error);
     }
+    drop(jobs);
     let sequence = read::newest_sequence(&tx)?;
     tx.commit()?;
     Ok(sequence)
 }
 
-/// Lets go of the oldest of a trail that is too long.
-fn trim(db: &Connection, newest: u64) -> rusqlite::Result<()> {
-    let Some(last) = newest.checked_sub(AUDIT_MAX) else { return Ok(()) };
-    let last = i64::try_from(last).unwrap_or(i64::MAX);
-    db.prepare_cached("DELETE FROM audit WHERE sequence <= ?1")?.execute([last]).map(|_| ())
+/// Lets go of the oldest of a trail that has more than `most` entries: of those accounts that have
+/// more than their share, so that one that changes much cannot push out the trail of another.
+fn trim(db: &Connection, most: u64) -> rusqlite::Result<()> {
+    let counts: Vec<(Vec<u8>, u64)> = db
+        .prepare_cached("SELECT account, count(*) FROM audit GROUP BY account ORDER BY count(*)")?
+        .query_map([], |row| Ok((row.get(0)?, read::unsigned(row.get(1)?))))?
+        .collect::<rusqlite::Result<_>>()?;
+    // From the smallest: what it leaves of its share is for the others.
+    let mut left = most;
+    let mut accounts = u64::try_from(counts.len()).unwrap_or(u64::MAX);
+    for (account, count) in counts {
+        let share = left / accounts.max(1);
+        if count > share {
+            db.prepare_cached(
+                "DELETE FROM audit WHERE account = ?1 AND sequence <= (SELECT sequence FROM audit \
+                 WHERE account = ?1 ORDER BY sequence DESC LIMIT 1 OFFSET ?2)",
+            )?
+            .execute((account, read::signed(share)))?;
+        }
+        left -= count.min(share);
+        accounts = accounts.saturating_sub(1);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_could_not_begin_is_not_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("registry.sqlite");
+        let mut db = Connection::open(&path).unwrap();
+        crate::schema::configure(&db).unwrap();
+        crate::schema::migrate(&mut db, &path).unwrap();
+        db.busy_timeout(Duration::from_millis(20)).unwrap();
+        // A backup or a shell holds the file for longer than we wait.
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+
+        let newest = watch::channel(0).0;
+        let worker =
+            Worker::start("test", 8, move |jobs| write_loop(&mut db, jobs, &newest)).unwrap();
+        let ran = Arc::new(AtomicBool::new(false));
+        let noted = Arc::clone(&ran);
+        let told = write(&worker, move |_| {
+            noted.store(true, Ordering::SeqCst);
+            Ok(())
+        })
+        .await;
+        assert!(matches!(told, Err(RegistryError::Unavailable(_))), "{told:?}");
+        assert!(!ran.load(Ordering::SeqCst), "outside a transaction it would be kept in parts");
+
+        other.execute_batch("COMMIT").unwrap();
+        write(&worker, |_| Ok(())).await.unwrap();
+    }
+
+    #[test]
+    fn who_changes_much_trims_only_his_own_trail() {
+        let mut db = Connection::open_in_memory().unwrap();
+        crate::schema::migrate(&mut db, std::path::Path::new("memory")).unwrap();
+        let add = |account: u8, count: usize| {
+            for _ in 0..count {
+                db.execute(
+                    "INSERT INTO audit (at, account, actor, action, kind, object, changed) \
+                     VALUES (0, ?1, 'a', 'create', 'device', x'00', '[]')",
+                    [vec![account; 16]],
+                )
+                .unwrap();
+            }
+        };
+        add(1, 10);
+        add(2, 200);
+        add(3, 50);
+        trim(&db, 100).unwrap();
+        let count = |account: u8| -> u64 {
+            let sql = "SELECT count(*) FROM audit WHERE account = ?1";
+            db.query_row(sql, [vec![account; 16]], |row| row.get(0)).map(read::unsigned).unwrap()
+        };
+        assert_eq!((count(1), count(2), count(3)), (10, 45, 45));
+        let newest: i64 =
+            db.query_row("SELECT max(sequence) FROM audit", [], |row| row.get(0)).unwrap();
+        assert_eq!(newest, 260, "the newest stay");
+    }
 }
