@@ -181,6 +181,11 @@ pub trait History: Send + Sync + 'static {
     /// What the store holds; of one account, or of all.
     fn stats(&self, account: Option<AccountId>) -> HistoryStats;
 
+    /// What keeps the store from storing or reading, in words; empty when nothing does.
+    fn problems(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Writes out what waits and closes. Later calls return [`HistoryError::Closed`].
     ///
     /// # Errors

@@ -51,7 +51,7 @@ fn help(command: &clap::Command, parents: &str, depth: usize, out: &mut String) 
 }
 
 fn close_codes() -> String {
-    let mut out = "# Close codes\n\nWhy a device's connection ended: `close.code` and `close.name` in logs, `code` of the metric\n`gateway_connections_closed_total`. Generated from the program: `cargo xtask codegen`.\n\n| code | name | meaning |\n|---|---|---|\n".to_owned();
+    let mut out = "# Close codes\n\nWhy a device's connection ended: `close.code` and `close.name` in logs, `code` of the metric\n`fieldline_gateway_connections_closed_total`. Generated from the program: `cargo xtask codegen`.\n\n| code | name | meaning |\n|---|---|---|\n".to_owned();
     for code in CloseCode::ALL {
         let _written =
             writeln!(out, "| {} | `{}` | {} |", code.number(), code.name(), code.description());

@@ -89,6 +89,7 @@ async fn serve(
     let (mqtt, mqtt_addresses) = mqtt_listeners(&config).await?;
 
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    check_pair(data)?;
     let registry: Arc<dyn Registry> = Arc::new(
         SqliteRegistry::open(&data.join("registry.db"), Arc::clone(&clock)).map_err(setup)?,
     );
@@ -112,7 +113,10 @@ async fn serve(
     commands.set_events(move |event| events.event_soon(event));
     commands.recover().await.map_err(|error| Failure::Running(error.to_string()))?;
     let auth = Auth::new(Arc::clone(&platform.registry), Arc::clone(&platform.clock));
-    let bootstrap = auth.bootstrap(args.admin_token.clone()).await.map_err(setup)?;
+    let bootstrap = auth
+        .bootstrap(args.admin_token.clone().filter(|token| !token.is_empty()))
+        .await
+        .map_err(setup)?;
     let demo = if args.demo {
         Some(Demo::prepare(&platform, &args).await.map_err(Failure::Running)?)
     } else {
@@ -137,7 +141,10 @@ async fn serve(
         auth: auth.clone(),
         channels: Arc::new(gateway.clone()),
         metrics,
-        ready: Vec::new(),
+        ready: vec![Arc::new({
+            let history = Arc::clone(&platform.history);
+            move || history.problems()
+        })],
         system: SystemInfo { version: env!("CARGO_PKG_VERSION").to_owned(), listeners },
     };
     let mut running = Running { services: Vec::new(), stop: stop.clone() };
@@ -267,6 +274,20 @@ async fn end_on_signal(has_master: bool, stop: CancellationToken) {
     if let Ok(Err(error)) = signals.await {
         tracing::error!(%error, "signals cannot be handled");
     }
+}
+
+/// Refuses a store whose registry is gone: a new one would give the account and
+/// devices other ids, and what is stored would belong to nobody.
+fn check_pair(data: &DataDir) -> Result<(), Failure> {
+    let (registry, store) = (data.join("registry.db"), data.join("messages/MANIFEST"));
+    if registry.exists() || !store.exists() {
+        return Ok(());
+    }
+    Err(Failure::Setup(format!(
+        "`{}` is missing, though `{}` holds messages; restore it from a backup, or move the data directory aside to begin anew",
+        registry.display(),
+        data.join("messages").display(),
+    )))
 }
 
 type HttpSocket = (std::net::TcpListener, Option<Arc<ReloadingTls>>);

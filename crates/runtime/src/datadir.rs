@@ -66,10 +66,15 @@ impl DataDir {
             .open(path.join("lock"))
             .map_err(failed)?;
         let began = Instant::now();
+        let mut told = false;
         loop {
             match lock.try_lock() {
                 Ok(()) => break,
                 Err(TryLockError::WouldBlock) if began.elapsed() < patience => {
+                    if !told {
+                        tracing::warn!(path = %path.display(), ?patience, "the data directory is in use, waiting for its process to end");
+                        told = true;
+                    }
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(TryLockError::WouldBlock) => {
