@@ -45,6 +45,23 @@ fn text_or_bytes(bytes: &[u8]) -> Value {
     }
 }
 
+/// The number times the entry's factor plus its offset, if that fits.
+fn scaled(entry: &Entry, number: i128) -> Option<(i128, u8)> {
+    let (mut mantissa, mut scale) = (number, 0_u8);
+    if let Some(factor) = entry.factor {
+        mantissa = mantissa.checked_mul(i128::from(factor.mantissa()))?;
+        scale = factor.scale();
+    }
+    if let Some(offset) = entry.offset {
+        let both = scale.max(offset.scale());
+        let lift = |from: u8| 10_i128.checked_pow(u32::from(both - from));
+        let lifted = i128::from(offset.mantissa()).checked_mul(lift(offset.scale())?)?;
+        mantissa = mantissa.checked_mul(lift(scale)?)?.checked_add(lifted)?;
+        scale = both;
+    }
+    Some((mantissa, scale))
+}
+
 /// A number as table entry `entry` says: its name and value.
 #[inline]
 pub(super) fn named(entry: &Entry, raw: u64, width: usize) -> (&ParamName, Value) {
@@ -64,17 +81,9 @@ pub(super) fn named(entry: &Entry, raw: u64, width: usize) -> (&ParamName, Value
     if entry.except.iter().any(|code| i128::from(*code) == number) {
         return (&entry.raw, Value::from(raw));
     }
-    let (mut mantissa, mut scale) = (number, 0_u8);
-    if let Some(factor) = entry.factor {
-        mantissa *= i128::from(factor.mantissa());
-        scale = factor.scale();
-    }
-    if let Some(offset) = entry.offset {
-        let both = scale.max(offset.scale());
-        let lift = |from: u8| 10_i128.pow(u32::from(both - from));
-        mantissa = mantissa * lift(scale) + i128::from(offset.mantissa()) * lift(offset.scale());
-        scale = both;
-    }
+    let Some((mantissa, scale)) = scaled(entry, number) else {
+        return (&entry.raw, Value::from(raw));
+    };
     match i64::try_from(mantissa).ok().and_then(|m| Decimal::new(m, scale)) {
         Some(decimal) if scale > 0 => (&entry.name, Value::Decimal(decimal)),
         Some(decimal) => (&entry.name, Value::Int(decimal.mantissa())),
