@@ -214,7 +214,7 @@ impl Auth {
         };
         inner.by_name.succeeded(&name);
         inner.by_address.undo(&address);
-        self.begin_session(user, peer).await
+        self.begin_session(user, peer, false).await
     }
 
     /// Signs a person in by a one-time link, which ends with it.
@@ -250,7 +250,7 @@ impl Auth {
         let ended =
             inner.registry.delete(link.account, Kind::Session, link.id, Some(revision), &by).await;
         match ended {
-            Ok(()) => self.begin_session(user, peer).await,
+            Ok(()) => self.begin_session(user, peer, true).await,
             Err(
                 fieldline_contracts::RegistryError::NotFound { .. }
                 | fieldline_contracts::RegistryError::Changed { .. },
@@ -284,8 +284,17 @@ impl Auth {
                 if token.scopes != identity.scopes || token.devices != identity.devices {
                     return ended("the rights of the token were changed; connect again");
                 }
-                if token.expires_at.is_some_and(|at| at <= now) {
-                    return ended("the token has expired; create another");
+                // What was let in asks its own copy when it ends: a new end is for a new one.
+                if token.expires_at != identity.expires_at {
+                    return ended("the expiry of the token was changed; connect again");
+                }
+                let parsed = token.networks.iter().filter_map(|text| text.parse::<Network>().ok());
+                let networks: Vec<Network> = parsed.collect();
+                let address = identity.actor.address.as_deref();
+                let peer = address.and_then(|text| text.parse::<IpAddr>().ok());
+                let inside = |peer: IpAddr| networks.iter().any(|network| network.contains(peer));
+                if !token.networks.is_empty() && !peer.is_some_and(inside) {
+                    return ended("the token may not be used from this address");
                 }
             }
             IdentityKind::User(id) => {
@@ -316,10 +325,11 @@ impl Auth {
         &self,
         user: User,
         peer: IpAddr,
+        by_link: bool,
     ) -> Result<SignedIn, AuthError> {
         let by = actor(format!("user:{}", user.name), peer);
         self.make_room(&user, &by).await?;
-        let (secret, session) = self.write_session(&user, Purpose::Session, &by).await?;
+        let (secret, session) = self.write_session(&user, Purpose::Session, by_link, &by).await?;
         let identity = session_identity(&session, &user, peer);
         Ok(SignedIn { secret, identity, user })
     }
@@ -329,6 +339,7 @@ impl Auth {
         &self,
         user: &User,
         purpose: Purpose,
+        by_link: bool,
         by: &Actor,
     ) -> Result<(String, Session), AuthError> {
         let secret = secret::fresh(match purpose {
@@ -343,6 +354,7 @@ impl Auth {
             account: user.account,
             user: user.id,
             purpose,
+            by_link,
             secret_hash: hash.to_hex(),
             address: by.address.clone(),
             created_at: now,

@@ -112,7 +112,7 @@ impl Auth {
             return Ok(None);
         }
         self.make_room(&admin, &by).await?;
-        let (link_secret, _) = self.write_session(&admin, Purpose::Link, &by).await?;
+        let (link_secret, _) = self.write_session(&admin, Purpose::Link, false, &by).await?;
         let token = if first && admin_token.is_none() {
             let secret = secret::fresh("flt_");
             let new = NewToken {
@@ -185,6 +185,11 @@ impl Auth {
     ) -> Result<(Versioned<Token>, String), AuthError> {
         self.check_grant(by, &new.scopes, &new.devices)?;
         check_token(&new.name, &new.devices, &new.networks)?;
+        if new.expires_at.is_some_and(|at| at <= self.inner.clock.now()) {
+            return Err(AuthError::Refused(
+                "`expires_at` has passed already: the token would never work".to_owned(),
+            ));
+        }
         self.check_count(account, Kind::Token, TOKENS_MAX).await?;
         let secret = secret::fresh("flt_");
         let token = self.write_token(account, new, &secret, &by.actor).await?;
@@ -253,7 +258,7 @@ impl Auth {
         }
         let made = self.inner.registry.create_object(account, &user, &by.actor).await?;
         let link = if user.password_hash.is_none() {
-            Some(self.write_session(&user, Purpose::Link, &by.actor).await?.0)
+            Some(self.write_session(&user, Purpose::Link, false, &by.actor).await?.0)
         } else {
             None
         };
@@ -299,12 +304,13 @@ impl Auth {
         let found = self.inner.registry.get_object::<User>(account, user.0).await?;
         let user = found.ok_or(RegistryError::NotFound { kind: Kind::User, id: user.0 })?.object;
         self.make_room(&user, by).await?;
-        Ok(self.write_session(&user, Purpose::Link, by).await?.0)
+        Ok(self.write_session(&user, Purpose::Link, false, by).await?.0)
     }
 
     /// Sets the password of a signed-in user, and ends all other sessions.
     ///
-    /// A user who has one must give the `current` one.
+    /// A user who has one must give the `current` one, but for who came by a one-time link: that
+    /// is how a forgotten one is replaced. It holds for one new password.
     ///
     /// # Errors
     ///
@@ -324,7 +330,10 @@ impl Auth {
         let found = inner.registry.get_object::<User>(identity.account, id.0).await?;
         let found = found.ok_or(RegistryError::NotFound { kind: Kind::User, id: id.0 })?;
         let (mut user, revision) = (found.object, found.revision);
-        if let Some(hash) = user.password_hash.take() {
+        let link = self.opened_by_link(identity).await?;
+        if let Some(hash) = user.password_hash.take()
+            && link.is_none()
+        {
             if let Some(wait) = inner.by_name.wait(&user.name) {
                 return Err(too_many(wait));
             }
@@ -342,7 +351,34 @@ impl Auth {
         user.password_hash = Some(inner.passwords.hash(new).await?);
         let by = &identity.actor;
         inner.registry.update_object(identity.account, &user, Some(revision), by).await?;
+        if let Some(link) = link {
+            let used = Session { by_link: false, ..link.object };
+            inner.registry.update_object(identity.account, &used, None, by).await?;
+        }
         self.end_sessions(identity.account, id, identity.session, by).await
+    }
+
+    /// Whether [`Auth::set_password`] asks this user for the present one.
+    ///
+    /// # Errors
+    ///
+    /// [`AuthError::Registry`].
+    pub async fn needs_current_password(
+        &self,
+        identity: &Identity,
+        user: &User,
+    ) -> Result<bool, AuthError> {
+        Ok(user.password_hash.is_some() && self.opened_by_link(identity).await?.is_none())
+    }
+
+    /// The caller's session, if a one-time link opened it.
+    async fn opened_by_link(
+        &self,
+        identity: &Identity,
+    ) -> Result<Option<Versioned<Session>>, AuthError> {
+        let Some(session) = identity.session else { return Ok(None) };
+        let found = self.inner.registry.get_object::<Session>(identity.account, session).await?;
+        Ok(found.filter(|found| found.object.by_link))
     }
 
     /// Ends one session.

@@ -41,6 +41,9 @@ pub(crate) struct Session {
     pub(crate) account: AccountId,
     pub(crate) user: UserId,
     pub(crate) purpose: Purpose,
+    /// Whether a one-time link opened it: then a new password may be set without the old one, once.
+    #[serde(default)]
+    pub(crate) by_link: bool,
     pub(crate) secret_hash: String,
     pub(crate) address: Option<String>,
     pub(crate) created_at: Timestamp,

@@ -423,6 +423,46 @@ async fn changed_rights_and_disabled_owners_take_effect() {
     assert!(bench.auth.recheck(&root).await.is_err());
 }
 
+/// Connections that last ask again when something changed: what was narrowed must reach them.
+#[tokio::test]
+async fn a_narrowed_token_reaches_those_who_are_in() {
+    let bench = bench();
+    let root = bench.root().await;
+    let new = NewToken { name: "t".to_owned(), scopes: vec![Scope::Read], ..NewToken::default() };
+    let (token, secret) = bench.auth.create_token(&root, root.account, new).await.unwrap();
+    let identity = bench.auth.token(&secret, peer()).await.unwrap();
+    bench.auth.recheck(&identity).await.unwrap();
+    let change = async |changed: Token| {
+        bench.registry.update_object(root.account, &changed, None, &root.actor).await.unwrap();
+    };
+    let here = Token { networks: vec![peer().to_string()], ..token.object.clone() };
+    change(here).await;
+    bench.auth.recheck(&identity).await.unwrap();
+    change(Token { networks: vec!["10.99.0.0/16".to_owned()], ..token.object.clone() }).await;
+    assert!(unauthenticated(bench.auth.recheck(&identity).await).contains("address"));
+    let soon = Timestamp::from_seconds(1_900_000_000);
+    change(Token { expires_at: Some(soon), ..token.object.clone() }).await;
+    assert!(unauthenticated(bench.auth.recheck(&identity).await).contains("expiry"));
+}
+
+#[tokio::test]
+async fn who_came_by_a_link_replaces_a_forgotten_password_once() {
+    let bench = bench();
+    let root = bench.root().await;
+    let ada = bench.ada(&root).await;
+    let link = bench.auth.create_link(root.account, ada.id, &root.actor).await.unwrap();
+    let by_link = bench.auth.redeem_link(&link, peer()).await.unwrap();
+    let needs = bench.auth.needs_current_password(&by_link.identity, &by_link.user);
+    assert!(!needs.await.unwrap());
+    let set = |new: &str| bench.auth.set_password(&by_link.identity, None, new.to_owned());
+    set("a new and long one").await.unwrap();
+    let again = set("yet another long one").await;
+    assert!(matches!(again, Err(AuthError::Refused(_))), "{again:?}");
+    let signed_in = bench.sign_in("a new and long one").await.unwrap();
+    let needs = bench.auth.needs_current_password(&signed_in.identity, &signed_in.user);
+    assert!(needs.await.unwrap());
+}
+
 /// Hashing is slow by design: it must not hold up the event loop, and only so many may wait.
 #[tokio::test]
 async fn many_sign_ins_at_once_are_bounded() {
