@@ -7,7 +7,9 @@
 //! ```
 //!
 //! The wall is what a plain file does with groups of the same size, written and synced one after
-//! the other in the same run: group size × syncs per second. The last line printed is
+//! the other in the same run, before and after: group size × syncs per second. No store can beat
+//! it: a ratio above 1 says that the disk was slower while the wall was measured, and that only
+//! `sync_share_of_time` tells how much of the time was the disk's. The last line printed is
 //! `{"messages":N,"bytes":B}`; the CSV holds the same messages for comparison with other stores.
 #![allow(
     clippy::print_stdout,
