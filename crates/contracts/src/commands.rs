@@ -29,7 +29,7 @@ pub enum Outcome {
     Sent,
     /// The device answered.
     Answered(String),
-    /// It cannot be sent, or the device refused it.
+    /// It cannot be sent, or the device refused it or gave no answer in time.
     Failed(String),
     /// The connection ended before an answer came: it waits for the next one.
     Lost,

@@ -5,12 +5,14 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use fieldline_contracts::{Outcome, Platform, SessionHandle};
 use fieldline_ingest::{Ingest, own_params};
 use fieldline_model::{
-    AccountId, ChannelId, CloseCode, CommandId, ConnectionId, Device, Event, EventKind, Timestamp,
+    AccountId, ChannelId, CloseCode, Command, CommandId, ConnectionId, Device, Event, EventKind,
+    Timestamp,
 };
 use fieldline_pvm::{CommandAnswer, Frame, Options, Program, Session};
 use metrics::{Counter, Gauge};
@@ -243,6 +245,8 @@ impl Shared {
         let turn = self.directory.turn(device.id).await;
         let before = self.directory.claim(device.id, connection);
         state.connected(account, device.id, connection.id, peer.to_string(), now).await;
+        // Within the turn as well: who comes later is the newer one here too.
+        let handle = commands.attach(account, device.id, connection.id).await;
         drop(turn);
         let replaces = before.is_some();
         if let Some(before) = before {
@@ -257,7 +261,7 @@ impl Shared {
             let event = self.presence_event(EventKind::Online, channel, connection, device);
             self.ingest.event(event).await;
         }
-        commands.attach(account, device.id, connection.id).await
+        handle
     }
 
     /// Lets go of a device whose connection ended.
@@ -484,7 +488,81 @@ impl FrameLines {
 }
 
 /// A command on the wire whose answer is awaited.
-pub(crate) struct Pending {
-    pub(crate) id: CommandId,
-    pub(crate) deadline: Instant,
+struct Pending {
+    id: CommandId,
+    expires_at: Timestamp,
+    sent_at: Instant,
+    deadline: Instant,
+}
+
+/// Whose answer comes next on one connection.
+///
+/// Answers carry no ids. So one that is owed for a command that was given up
+/// must not be taken for the next command's: that one waits until the late
+/// answer has come, or is no longer to be expected.
+#[derive(Default)]
+pub(crate) struct Awaited {
+    pending: Option<Pending>,
+    /// Until when an answer is owed for a command that was given up.
+    owed_until: Option<Instant>,
+}
+
+impl Awaited {
+    /// Whether the next command may be put on the wire.
+    pub(crate) fn is_free(&self) -> bool {
+        self.pending.is_none() && self.owed_until.is_none()
+    }
+
+    /// A command was sent that the device will answer.
+    pub(crate) fn sent(&mut self, command: &Command, now: Timestamp, limit: Duration) {
+        let left_us = command.expires_at.micros_since(now).max(0);
+        let left = Duration::from_micros(left_us.unsigned_abs());
+        let sent_at = Instant::now();
+        let deadline = sent_at + left.min(limit);
+        let (id, expires_at) = (command.id, command.expires_at);
+        self.pending = Some(Pending { id, expires_at, sent_at, deadline });
+    }
+
+    /// An answer came: the command it belongs to, unless that was given up or nobody asked.
+    pub(crate) fn answered(&mut self) -> Option<CommandId> {
+        if self.owed_until.take().is_some() {
+            return None;
+        }
+        self.pending.take().map(|pending| pending.id)
+    }
+
+    /// When [`Self::overdue`] is to be asked.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let pending = self.pending.as_ref().map(|pending| pending.deadline);
+        pending.or(self.owed_until)
+    }
+
+    /// The command that is given up now, if one is, and what became of it. It is not sent again
+    /// on a connection that lives: two answers would come to it.
+    pub(crate) fn overdue(
+        &mut self,
+        wall: Timestamp,
+        limit: Duration,
+    ) -> Option<(CommandId, Outcome)> {
+        let now = Instant::now();
+        if self.owed_until.is_some_and(|until| until <= now) {
+            self.owed_until = None;
+        }
+        let pending = self.pending.take_if(|pending| pending.deadline <= now)?;
+        self.owed_until = Some(pending.sent_at + limit + limit / 2);
+        let expired = pending.expires_at <= wall;
+        let outcome = if expired {
+            Outcome::Lost
+        } else {
+            Outcome::Failed(format!("no answer within {} s", limit.as_secs_f64()))
+        };
+        Some((pending.id, outcome))
+    }
+
+    /// Forgets everything, since the connection lets go of the device: the command that has no
+    /// answer yet.
+    pub(crate) fn clear(&mut self) -> Option<CommandId> {
+        self.owed_until = None;
+        self.pending.take().map(|pending| pending.id)
+    }
 }

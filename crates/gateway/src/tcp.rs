@@ -19,7 +19,7 @@ use crate::channel::ChannelLive;
 use crate::connection::Connection;
 use crate::journal::Line;
 use crate::limit::Bucket;
-use crate::shared::{End, FrameLines, Pending, Place, Shared};
+use crate::shared::{Awaited, End, FrameLines, Place, Shared};
 use crate::sniff;
 
 /// Bytes read at once, into a buffer that all connections of an event loop share.
@@ -132,7 +132,7 @@ struct Serving<S> {
     session: Session,
     device: Option<Arc<Device>>,
     commands: Option<SessionHandle>,
-    pending: Option<Pending>,
+    awaited: Awaited,
     /// The ident that was refused, and why.
     refused: Option<(String, End)>,
     started: Instant,
@@ -163,7 +163,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Serving<S> {
             session,
             device: None,
             commands: None,
-            pending: None,
+            awaited: Awaited::default(),
             refused: None,
             started,
             received: now,
@@ -241,10 +241,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Serving<S> {
     /// Waits for whatever comes first. Bytes that were read are in the session already.
     async fn wait(&mut self) -> Waited {
         let deadline = self.deadline();
-        let Self { connection, commands, pending: awaited, io, session, first, .. } = self;
+        let Self { connection, commands, awaited, io, session, first, .. } = self;
         let command = async {
             match commands {
-                Some(commands) if awaited.is_none() => {
+                Some(commands) if awaited.is_free() => {
                     commands.dispatches.recv().await.map(Box::new)
                 }
                 _ => pending().await,
@@ -277,8 +277,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Serving<S> {
         if let Some(since) = self.partial_since {
             deadline = deadline.min(since + config.frame_timeout);
         }
-        if let Some(pending) = &self.pending {
-            deadline = deadline.min(pending.deadline);
+        if let Some(awaited) = self.awaited.deadline() {
+            deadline = deadline.min(awaited);
         }
         deadline
     }
@@ -286,12 +286,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Serving<S> {
     async fn overdue(&mut self) -> Option<End> {
         let now = Instant::now();
         let config = &self.shared.config;
-        if let (Some(pending), Some(device)) = (&self.pending, &self.device)
-            && pending.deadline <= now
-        {
-            let (id, device) = (pending.id, Arc::clone(device));
-            self.pending = None;
-            self.shared.report(&device, &self.connection, id, Outcome::Lost).await;
+        let overdue = self.awaited.overdue(self.shared.now(), config.answer_timeout);
+        if let (Some((id, outcome)), Some(device)) = (overdue, self.device.clone()) {
+            self.shared.report(&device, &self.connection, id, outcome).await;
             return None;
         }
         if self.partial_since.is_some_and(|since| since + config.frame_timeout <= now) {
@@ -465,8 +462,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Serving<S> {
         }
         for answer in taken.answers {
             // An answer that nobody waits for is in the log of frames.
-            if let Some(pending) = self.pending.take() {
-                shared.answered(&connection, &device, pending.id, answer).await;
+            if let Some(id) = self.awaited.answered() {
+                shared.answered(&connection, &device, id, answer).await;
             }
         }
         None
@@ -540,10 +537,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Serving<S> {
             shared.report(&device, &connection, command.id, answered).await;
             return None;
         }
-        let left_us = command.expires_at.micros_since(shared.now()).max(0);
-        let left = Duration::from_micros(left_us.unsigned_abs());
-        let deadline = Instant::now() + left.min(shared.config.answer_timeout);
-        self.pending = Some(Pending { id: command.id, deadline });
+        self.awaited.sent(&command, shared.now(), shared.config.answer_timeout);
         None
     }
 
@@ -573,8 +567,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Serving<S> {
     /// Lets go of the device, if there is one.
     async fn release(&mut self, end: &End) {
         let Some(device) = self.device.clone() else { return };
-        if let Some(pending) = self.pending.take() {
-            self.shared.report(&device, &self.connection, pending.id, Outcome::Lost).await;
+        if let Some(id) = self.awaited.clear() {
+            self.shared.report(&device, &self.connection, id, Outcome::Lost).await;
         }
         self.commands = None;
         self.shared.detach(&self.channel, &self.connection, &device, end).await;

@@ -22,7 +22,7 @@ use crate::channel::ChannelLive;
 use crate::connection::Connection;
 use crate::journal::Line;
 use crate::limit::Bucket;
-use crate::shared::{End, FrameLines, Pending, Place, Shared};
+use crate::shared::{Awaited, End, FrameLines, Place, Shared};
 
 /// Workers of one channel and event loop; what one address sends goes to one of them, in order.
 const WORKERS: usize = 16;
@@ -253,10 +253,15 @@ impl Worker {
             match known {
                 Some(known) => (Arc::clone(known), None),
                 None => {
+                    // Before it has an entry: one that nobody holds would never end.
+                    let mut rate = Bucket::full(per_s * RATE_WINDOW_S, now);
+                    let burst = per_s * RATE_WINDOW_S;
+                    if max != 0 && !rate.take(to_f64(bytes), per_s, burst, now) {
+                        return Err(self.too_fast(max));
+                    }
                     let connection = Arc::new(self.stranger(peer, at));
                     let place = shared.admit(channel, &connection)?;
                     let (answers, answered) = mpsc::channel(16);
-                    let rate = Bucket::full(per_s * RATE_WINDOW_S, now);
                     let heard = Heard { at: now, rate, socket: Arc::clone(&self.socket) };
                     let udp = Arc::new(UdpDevice {
                         connection,
@@ -279,12 +284,11 @@ impl Worker {
             let mut heard = udp.heard.lock();
             heard.at = now;
             heard.socket = Arc::clone(&self.socket);
-            let within =
-                max == 0 || heard.rate.take(to_f64(bytes), per_s, per_s * RATE_WINDOW_S, now);
+            let within = max == 0
+                || fresh.is_some()
+                || heard.rate.take(to_f64(bytes), per_s, per_s * RATE_WINDOW_S, now);
             if !within {
-                shared.metrics.datagram_dropped("rate_limited");
-                let text = format!("more than {max} bytes a second");
-                return Err(End::new(CloseCode::RateLimited, text));
+                return Err(self.too_fast(max));
             }
         }
         if let Some((place, answered)) = fresh {
@@ -296,11 +300,16 @@ impl Worker {
                 device: Arc::clone(&device),
                 commands: Some(handle),
                 answered,
-                pending: None,
+                awaited: Awaited::default(),
             };
             shared.tasks.spawn(holding.run(place));
         }
         Ok((udp, device))
+    }
+
+    fn too_fast(&self, max: u32) -> End {
+        self.shared.metrics.datagram_dropped("rate_limited");
+        End::new(CloseCode::RateLimited, format!("more than {max} bytes a second"))
     }
 
     /// Stores what one device said, then answers.
@@ -374,7 +383,7 @@ struct Holding {
     device: Arc<Device>,
     commands: Option<SessionHandle>,
     answered: mpsc::Receiver<CommandAnswer>,
-    pending: Option<Pending>,
+    awaited: Awaited,
 }
 
 enum Waited {
@@ -395,8 +404,8 @@ impl Holding {
             }
         }
         let connection = &self.udp.connection;
-        if let Some(pending) = self.pending.take() {
-            self.shared.report(&self.device, connection, pending.id, Outcome::Lost).await;
+        if let Some(id) = self.awaited.clear() {
+            self.shared.report(&self.device, connection, id, Outcome::Lost).await;
         }
         self.commands = None;
         self.shared.detach(&self.channel, connection, &self.device, &end).await;
@@ -419,19 +428,18 @@ impl Holding {
                 Waited::Command(Some(dispatch)) => self.command(*dispatch).await,
                 Waited::Command(None) => self.commands = None,
                 Waited::Answer(answer) => {
-                    if let Some(pending) = self.pending.take() {
+                    // An answer that nobody waits for is in the log of frames.
+                    if let Some(id) = self.awaited.answered() {
                         let connection = &self.udp.connection;
-                        self.shared.answered(connection, &self.device, pending.id, answer).await;
+                        self.shared.answered(connection, &self.device, id, answer).await;
                     }
                 }
                 Waited::Deadline => {
                     let now = Instant::now();
-                    if self.pending.as_ref().is_some_and(|pending| pending.deadline <= now)
-                        && let Some(pending) = self.pending.take()
-                    {
+                    let limit = self.shared.config.answer_timeout;
+                    if let Some((id, outcome)) = self.awaited.overdue(self.shared.now(), limit) {
                         let connection = &self.udp.connection;
-                        let lost = Outcome::Lost;
-                        self.shared.report(&self.device, connection, pending.id, lost).await;
+                        self.shared.report(&self.device, connection, id, outcome).await;
                     }
                     if self.idle_at() <= now {
                         // So that the next datagram makes a connection of its own.
@@ -450,13 +458,13 @@ impl Holding {
 
     async fn wait(&mut self) -> Waited {
         let mut deadline = self.idle_at();
-        if let Some(pending) = &self.pending {
-            deadline = deadline.min(pending.deadline);
+        if let Some(awaited) = self.awaited.deadline() {
+            deadline = deadline.min(awaited);
         }
-        let Self { udp, commands, pending, answered, .. } = self;
+        let Self { udp, commands, awaited, answered, .. } = self;
         let command = async {
             match commands {
-                Some(commands) if pending.is_none() => {
+                Some(commands) if awaited.is_free() => {
                     commands.dispatches.recv().await.map(Box::new)
                 }
                 _ => std::future::pending().await,
@@ -500,10 +508,7 @@ impl Holding {
             let answered = Outcome::Answered(String::new());
             return shared.report(&self.device, connection, command.id, answered).await;
         }
-        let left_us = command.expires_at.micros_since(shared.now()).max(0);
-        let left = Duration::from_micros(left_us.unsigned_abs());
-        let deadline = Instant::now() + left.min(shared.config.answer_timeout);
-        self.pending = Some(Pending { id: command.id, deadline });
+        self.awaited.sent(&command, shared.now(), shared.config.answer_timeout);
     }
 
     async fn refresh(&mut self) -> Option<End> {

@@ -30,6 +30,8 @@ pub(crate) struct Inner {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) runtime: Handle,
     slots: Mutex<HashMap<Key, Arc<Slot>>>,
+    /// Devices of the commands that links have in hand.
+    handed: Mutex<HashMap<(AccountId, CommandId), DeviceId>>,
     sessions: AtomicU64,
     events: OnceLock<EventSink>,
     /// The last change of the registry that `expire` has seen.
@@ -80,6 +82,7 @@ impl Inner {
             clock,
             runtime,
             slots: Mutex::default(),
+            handed: Mutex::default(),
             sessions: AtomicU64::new(0),
             events: OnceLock::new(),
             followed,
@@ -202,6 +205,8 @@ impl Inner {
         let dispatch = Dispatch { command: command.clone() };
         match session.dispatches.try_send(dispatch) {
             Ok(()) => {
+                let key = (command.account, command.id);
+                self.handed.lock().insert(key, command.device);
                 content.in_flight = Some(InFlight { command, connection: session.connection });
             }
             // The connection has just ended; its guard will tell.
@@ -247,16 +252,9 @@ impl Inner {
         id: CommandId,
         outcome: Outcome,
     ) {
-        // The device is not named: the command knows it.
-        let found = self.registry.get_object::<Command>(account, id.0).await;
-        let device = match found {
-            Ok(Some(command)) => command.object.device,
-            Ok(None) => return,
-            Err(error) => {
-                warn!(%error, command = %id, "the outcome of a command cannot be recorded");
-                return;
-            }
-        };
+        // From memory: were the registry asked and failed, the device would get no command more.
+        let device = self.handed.lock().get(&(account, id)).copied();
+        let Some(device) = device else { return };
         let Some(slot) = self.known_slot(account, device) else { return };
         let mut content = slot.content.lock().await;
         let holds = |f: &InFlight| f.command.id == id && f.connection == connection;
@@ -271,10 +269,13 @@ impl Inner {
     async fn settle(&self, slot: &Slot, content: &mut Content, outcome: Outcome) {
         let actor = Actor::system("router");
         let Some(mut in_flight) = content.in_flight.take() else { return };
+        self.handed.lock().remove(&(in_flight.command.account, in_flight.command.id));
         // It expired while in the link's hands: that was its end already.
         let over = in_flight.command.status.is_final();
         match outcome {
             Outcome::Sent => {
+                let command = &in_flight.command;
+                self.handed.lock().insert((command.account, command.id), command.device);
                 if !over {
                     in_flight.command.status = CommandStatus::Sent;
                     in_flight.command.sent_at = Some(self.clock.now());
@@ -306,6 +307,7 @@ impl Inner {
     /// The command in flight got no answer: it waits again, in front, or is over.
     async fn lose(&self, slot: &Slot, content: &mut Content) {
         let Some(InFlight { command, .. }) = content.in_flight.take() else { return };
+        self.handed.lock().remove(&(command.account, command.id));
         if let Some(command) = self.again(slot, command).await {
             content.waiting.push_front(command);
         }

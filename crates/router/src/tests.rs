@@ -184,6 +184,19 @@ async fn commands_expire_waiting_and_in_flight() {
 }
 
 #[tokio::test]
+async fn the_next_command_comes_though_the_record_of_the_one_before_is_gone() {
+    let world = world().await;
+    let (first, second) = (world.submit("a", 60).await, world.submit("b", 60).await);
+    let (connection, mut session) = world.attach(1).await;
+    assert_eq!(next(&mut session).await.unwrap().id, first.id);
+    world.report(connection, &first, Outcome::Sent).await;
+    let (registry, id) = (&world.registry, first.id.0);
+    registry.delete(world.account, Kind::Command, id, None, &actor()).await.unwrap();
+    world.report(connection, &first, Outcome::Answered(String::new())).await;
+    assert_eq!(next(&mut session).await.unwrap().id, second.id);
+}
+
+#[tokio::test]
 async fn only_a_waiting_command_is_cancelled() {
     let world = world().await;
     let first = world.submit("a", 60).await;

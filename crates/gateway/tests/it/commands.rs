@@ -100,20 +100,33 @@ async fn an_offline_device_gets_it_when_it_connects() {
 }
 
 #[tokio::test]
-async fn no_answer_is_lost_and_expires() {
+async fn no_answer_ends_a_command_and_a_late_one_is_nobody_elses() {
     let mut config = config();
-    config.answer_timeout = Duration::from_millis(200);
+    config.answer_timeout = Duration::from_millis(600);
     let mut world = World::start(config).await;
     let (_, address) = world.open("teltonika").await;
     let mut stream = login(address, IMEI).await;
     let device = world.device(IMEI).await;
     let command = world.command(&device, "getinfo", 60).await;
-    for _ in 0..5 {
-        assert_eq!(next_command(&mut stream).await, "getinfo");
-    }
+    assert_eq!(next_command(&mut stream).await, "getinfo");
     let failed = world.finished(&command).await;
-    assert_eq!((failed.status, failed.attempts), (CommandStatus::Failed, 5));
-    assert!(failed.error.unwrap().contains("without an answer"));
+    assert_eq!((failed.status, failed.attempts), (CommandStatus::Failed, 1));
+    assert_eq!(failed.error.as_deref(), Some("no answer within 0.6 s"));
+    // The next one waits for the answer that is owed, and does not get it.
+    let next = world.command(&device, "getver", 60).await;
+    assert!(is_silent(&mut stream).await);
+    stream.write_all(&teltonika::text_packet(6, "late")).await.unwrap();
+    assert_eq!(next_command(&mut stream).await, "getver");
+    stream.write_all(&teltonika::text_packet(6, "Ver:1")).await.unwrap();
+    assert_eq!(world.finished(&next).await.answer.as_deref(), Some("Ver:1"));
+    // Nor does it wait for ever.
+    let lost = world.command(&device, "a", 60).await;
+    let next = world.command(&device, "b", 60).await;
+    assert_eq!(next_command(&mut stream).await, "a");
+    assert_eq!(world.finished(&lost).await.status, CommandStatus::Failed);
+    assert_eq!(next_command(&mut stream).await, "b");
+    stream.write_all(&teltonika::text_packet(6, "b it is")).await.unwrap();
+    assert_eq!(world.finished(&next).await.answer.as_deref(), Some("b it is"));
     // The device goes on being served.
     stream.write_all(&crate::packet(1, 1)).await.unwrap();
     assert_eq!(receive(&mut stream, 4).await, [0, 0, 0, 1]);
