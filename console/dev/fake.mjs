@@ -40,7 +40,8 @@ const uuid = (at = Date.now()) => {
 let revision = 1;
 
 // ---- objects
-const account = { id: uuid(), name: 'default' };
+const account = { id: uuid(), name: 'default', enabled: true, retention_days: 0, storage_bytes_max: 0, labels: {}, created_at: now(), revision: revision++ };
+const accounts = new Map([[account.id, account]]);
 const user = { id: uuid(), name: 'admin', scopes: ['read', 'write', 'command', 'publish', 'admin', 'root'], enabled: true, created_at: now(), revision: revision++ };
 let password = null;
 const users = [user];
@@ -424,6 +425,11 @@ const routes = [
   ['GET', '/tokens', ({ q }) => page(tokens, q)],
   ['POST', '/tokens', ({ body }) => { const secret = token(); const t = { id: uuid(), ...body, prefix: secret.slice(0, 8), created_at: now(), created_by: 'user:admin', revision: revision++ }; tokens.unshift(t); audited('create', 'token', t.id); return [201, { ...t, secret }]; }],
   ['DELETE', '/tokens/:id', ({ id }) => { tokens.splice(tokens.findIndex((t) => t.id === id), 1); audited('delete', 'token', id); return [204]; }],
+  ['GET', '/accounts', ({ q }) => page([...accounts.values()], q)],
+  ['POST', '/accounts', ({ body }) => { const a = { id: uuid(), enabled: true, retention_days: 0, storage_bytes_max: 0, labels: {}, ...body, created_at: now(), revision: revision++ }; accounts.set(a.id, a); audited('create', 'account', a.id); return [201, a]; }],
+  ['GET', '/accounts/:id', ({ id }) => found(accounts, id)],
+  ['PATCH', '/accounts/:id', ({ id, body }) => { const a = merge(found(accounts, id), { ...body, revision: revision++ }); audited('update', 'account', id, Object.keys(body)); return a; }],
+  ['DELETE', '/accounts/:id', ({ id }) => { found(accounts, id); accounts.delete(id); audited('delete', 'account', id); return [204]; }],
   ['GET', '/users', ({ q }) => page(users, q)],
   ['POST', '/users', ({ body }) => { const u = { id: uuid(), name: body.name, scopes: body.scopes, enabled: true, created_at: now(), revision: revision++ }; users.push(u); return [201, u]; }],
   ['PATCH', '/users/:id', ({ id, body }) => Object.assign(users.find((u) => u.id === id), body)],
@@ -431,7 +437,7 @@ const routes = [
   ['GET', '/settings', () => settings],
   ['PATCH', '/settings', ({ body }) => Object.assign(settings, body)],
   ['GET', '/system', () => ({ version: '0.1.0', uptime_s: Math.floor((Date.now() - STARTED) / 1000), listeners: [{ name: 'http', address: `127.0.0.1:${PORT}` }, { name: 'mqtt', address: '127.0.0.1:1883' }], history: { messages: turn + 1_240_000, disk_bytes: 48_200_000 + turn * 31, segments: 14, wal_bytes: 2_400_000 }, memory: { resident_bytes: process.memoryUsage().rss }, close_codes: [{ number: 1, name: 'device_closed', description: 'The device closed the connection.' }, { number: 7, name: 'unknown_device', description: 'The device is not registered and the channel registers none by itself.' }] })],
-  ['GET', '/connect', () => ({ channels: [...channels.values()].map(withStatus).filter((c) => c.status.listening).map((c) => ({ id: c.id, name: c.name, protocol: c.protocol, transport: c.transport, host: '127.0.0.1', port: Number(c.listen.split(':').pop()), test_command: c.protocol === 'wialon_ips' ? `printf '#L#demo-0001;NA\\r\\n#SD#NA;NA;5230.9780;N;01322.6620;E;42;270;35;11\\r\\n' | nc -w 2 127.0.0.1 ${c.listen.split(':').pop()}` : `fieldline simulate trackers --protocol ${c.protocol} --devices 1 --rate 1 --target 127.0.0.1:${c.listen.split(':').pop()}` })) })],
+  ['GET', '/connect', () => ({ channels: [...channels.values()].map(withStatus).filter((c) => c.enabled).map((c) => ({ id: c.id, name: c.name, protocol: c.protocol, transport: c.transport, host: '127.0.0.1', port: Number(c.listen.split(':').pop()), test_command: c.protocol === 'wialon_ips' ? `bash -c 'exec 3<>/dev/tcp/127.0.0.1/${c.listen.split(':').pop()}; printf "#L#demo-0001;NA\\x0d\\x0a#SD#NA;NA;5230.9780;N;01322.6620;E;42;270;35;11\\x0d\\x0a" >&3; timeout 2 cat <&3 | od -An -c'` : `bash -c 'exec 3<>/dev/tcp/127.0.0.1/${c.listen.split(':').pop()}; cat frame.bin >&3; timeout 2 cat <&3 | od -An -tx1'` })) })],
 ].map(([method, path, run]) => ({ method, run, pattern: new RegExp(`^${path.replace(/:(\w+)/g, '(?<$1>[^/]+)')}$`) }));
 
 function startSession(response) {

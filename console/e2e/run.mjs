@@ -3,6 +3,7 @@
 //   FIELDLINE_URL   where it runs, such as http://127.0.0.1:8080
 //   FIELDLINE_LINK  the one-time sign-in link it printed, or its secret
 //   FIELDLINE_TOKEN instead of the link: a token that may make one (scope admin); also used to look behind the console
+import { spawnSync } from 'node:child_process';
 import { connect } from 'node:net';
 
 import { assert, launch, OUT, run, until, watch } from './lib.mjs';
@@ -72,7 +73,7 @@ let secret = '';
 const steps = [
   ['a wrong link says so', async () => {
     await page.goto(`${BASE}/#/sign-in?link=not-a-link`);
-    await seen('[role=alert]');
+    await seen('[role=alert]:has-text("This link no longer works")');
     assert(!(await page.evaluate(() => location.href)).includes('not-a-link'), 'the secret stays in the address');
   }],
   ['sign in by link and set a password', async () => {
@@ -255,6 +256,50 @@ const steps = [
     await shot('13-connect-heard');
     return `${took} ms after it was sent; answered ${JSON.stringify(answer)}`;
   }],
+  ['connect: another protocol waits again', async () => {
+    assert(await page.isVisible('[data-test=heard]'), 'the message of the last step is shown');
+    await page.click('[role=radio]:has-text("teltonika")');
+    await seen('text=Waiting for the first message');
+    assert(!(await page.isVisible('[data-test=heard]')), 'the message of the other protocol stays');
+    const tcp = page.locator('[role=radiogroup][aria-label=Channel] button:has-text("TCP")').first();
+    if (await tcp.count()) await tcp.click();
+    await page.waitForTimeout(600);
+    const command = await text('[aria-label="Test command"] code');
+    const tried = spawnSync('bash', ['-c', command], { encoding: 'utf8', timeout: 10_000 });
+    assert(tried.status === 0, `the test command ended with ${tried.status}: ${tried.stderr}`);
+    await seen('[data-test=heard]');
+    await shot('13-connect-teltonika');
+    // The same command once more, after a look at another protocol: it is heard again.
+    await page.click('[role=radio]:has-text("wialon_ips")');
+    await seen('text=Waiting for the first message');
+    const udp = page.locator('[role=radiogroup][aria-label=Channel] button:has-text("UDP")').first();
+    if (await udp.count()) {
+      await udp.click();
+      await page.waitForTimeout(600);
+      const sent = spawnSync('bash', ['-c', await text('[aria-label="Test command"] code')], { encoding: 'utf8', timeout: 10_000 });
+      assert(sent.status === 0, `the test command over UDP ended with ${sent.status}: ${sent.stderr}`);
+      await seen('[data-test=heard]');
+      await page.locator('[role=radiogroup][aria-label=Channel] button:has-text("TCP")').first().click();
+      await seen('text=Waiting for the first message');
+    }
+    return command.slice(0, 40);
+  }],
+  ['connect: a channel that does not listen says so', async () => {
+    if (!TOKEN) return 'left out: needs FIELDLINE_TOKEN';
+    const taken = new URL(BASE).port || '80';
+    const made = await http('POST', '/channels', { name: `e2e deaf ${RUN}`, protocol: 'wialon_ips', transport: 'tcp', listen: `127.0.0.1:${taken}` });
+    try {
+      await go('/');
+      await go(`/connect?channel=${made.body.id}`);
+      await seen('[data-test=deaf]');
+      await until(async () => /in use/i.test(await text('[data-test=deaf]')), 'the reason');
+      await shot('13-connect-deaf');
+      return (await text('[data-test=deaf]')).trim().slice(0, 120);
+    } finally {
+      await http('DELETE', `/channels/${made.body.id}`);
+      await go('/');
+    }
+  }],
   ['channel: create', async () => {
     await go('/channels');
     await seen('table');
@@ -369,6 +414,79 @@ const steps = [
     await seen('dialog[open]', { state: 'detached' });
     await until(async () => (await http('GET', '/devices?limit=1', undefined, secret)).status === 401, 'the token is refused', 6000);
   }],
+  ['retention and storage limit', async () => {
+    await go('/settings');
+    await seen('[name=retention_days]');
+    await page.fill('[name=retention_days]', '400');
+    await page.fill('[name=storage]', '1.5');
+    await page.selectOption('[aria-label="Unit of the storage limit"]', 'TB');
+    await page.click('[data-test=keeping] button:has-text("Save")');
+    await seen('.toast:has-text("Saved")');
+    await shot('22-retention');
+    await page.reload();
+    await seen('[name=retention_days]');
+    assert((await page.inputValue('[name=retention_days]')) === '400', 'the days are kept');
+    assert((await page.inputValue('[name=storage]')) === '1.5', 'the limit is kept');
+    assert((await page.inputValue('[aria-label="Unit of the storage limit"]')) === 'TB', 'in its unit');
+    if (TOKEN) {
+      const own = (await http('GET', '/accounts')).body.items.find((a) => a.retention_days === 400);
+      assert(own?.storage_bytes_max === 1_500_000_000_000, `the server keeps ${own?.storage_bytes_max} bytes`);
+    }
+    await page.fill('[name=retention_days]', '');
+    await page.fill('[name=storage]', '');
+    await page.click('[data-test=keeping] button:has-text("Save")');
+    await seen('.toast:has-text("Saved")');
+  }],
+  ['accounts: made, let in, limited, disabled, deleted', async () => {
+    const name = `e2e-${RUN}`;
+    await page.evaluate(() => document.activeElement?.blur());
+    await page.keyboard.press('g');
+    await page.keyboard.press('a');
+    await seen('h1:has-text("Accounts")');
+    await page.click('button:has-text("New account")');
+    await page.fill('dialog [name=name]', name);
+    await page.fill('dialog [name=retention_days]', '30');
+    await page.click('button:has-text("Create account")');
+    const row = `tr:has-text("${name}")`;
+    await seen(`${row}:has-text("30 days")`);
+    await page.click(`${row} button:has-text("New token")`);
+    await shot('22-account-token');
+    await page.click('dialog button:has-text("Create token")');
+    const inside = (await text('[data-test=made]')).trim();
+    const listed = await http('GET', '/devices', undefined, inside);
+    assert(listed.status === 200 && listed.body.items.length === 0, 'the token reads the new account, which is empty');
+    assert((await http('PATCH', `/accounts/${(await http('GET', '/auth/me', undefined, inside)).body.account.id}`, { retention_days: 1 }, inside)).status === 403, 'and cannot change its limits');
+    await page.click(`${row} button:has-text("New user")`);
+    await page.click('dialog button:has-text("Create user")');
+    await until(async () => (await text('[data-test=made]')).includes('/#/sign-in?link='), 'a link');
+    await shot('22-accounts');
+    // The new user sees its own account's limits, but no way to change them, and no accounts.
+    const other = await browser.newContext({ viewport: { width: 1440, height: 900 }, colorScheme: 'dark' });
+    const theirs = await other.newPage();
+    await theirs.goto((await text('[data-test=made]')).trim());
+    await theirs.fill('[name=new-password]', PASSWORD);
+    await theirs.fill('[name=again]', PASSWORD);
+    await theirs.click('button:has-text("Set password")');
+    await theirs.waitForSelector('nav a:has-text("Settings")');
+    assert(!(await theirs.isVisible('nav a:has-text("Accounts")')), 'accounts are offered to who may not manage them');
+    await theirs.click('nav a:has-text("Settings")');
+    await theirs.waitForSelector('[data-test=keeping]:has-text("30 days")');
+    assert(!(await theirs.isVisible('[name=retention_days]')), 'a field that is refused');
+    await theirs.screenshot({ path: `${OUT}22-settings-tenant.png` });
+    await other.close();
+    await page.click(`${row} button:has-text("Disable")`);
+    await page.click('dialog button:has-text("Disable account")');
+    await seen(`${row} .badge:has-text("disabled")`);
+    await until(async () => (await http('GET', '/devices', undefined, inside)).status === 401, 'its token is refused', 6000);
+    await page.click(`${row} button:has-text("Enable")`);
+    await seen(`${row} .badge:has-text("enabled")`);
+    await page.click(`${row} button:has-text("Disable")`);
+    await page.click('dialog button:has-text("Disable account")');
+    await page.click(`${row} button:has-text("Delete")`);
+    await page.fill('dialog input', name);
+    await page.click('dialog button:has-text("Delete account")');
+    await until(async () => !(await page.isVisible(row)), 'it is gone');
+  }],
   ['users, events, audit, settings, system', async () => {
     await go('/users');
     await seen('table >> text=admin');
@@ -407,11 +525,13 @@ const steps = [
   }],
   ['nothing runs over the edge at 390 px', async () => {
     await page.setViewportSize({ width: 390, height: 844 });
-    for (const [name, path] of [['home', '/'], ['devices', '/devices?view=table'], ['map', '/devices?view=map'], ['device', `/devices/${deviceId}`], ['connect', '/connect'], ['channels', '/channels'], ['playground', '/protocols/teltonika?tab=playground'], ['tokens', '/tokens'], ['settings', '/settings']]) {
+    for (const [name, path] of [['home', '/'], ['devices', '/devices?view=table'], ['map', '/devices?view=map'], ['device', `/devices/${deviceId}`], ['connect', '/connect'], ['channels', '/channels'], ['playground', '/protocols/teltonika?tab=playground'], ['tokens', '/tokens'], ['users', '/users'], ['accounts', '/accounts'], ['settings', '/settings']]) {
       await go(path);
       await page.waitForTimeout(900);
       const over = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
       assert(over <= 0, `${name} is ${over} px too wide`);
+      const beyond = await page.$$eval('td.actions button', (buttons) => buttons.filter((b) => b.getBoundingClientRect().right > window.innerWidth).length);
+      assert(beyond === 0, `${beyond} buttons of ${name} are beyond the edge`);
       await shot(`30-small-${name}`);
     }
     await page.click('[aria-label=Menu]');
@@ -422,7 +542,7 @@ const steps = [
     await page.setViewportSize({ width: 1440, height: 900 });
   }],
   ['every control has a name', async () => {
-    for (const path of ['/', '/devices?view=split', `/devices/${deviceId}`, '/channels', '/connect', '/protocols', '/tokens', '/users', '/events', '/settings']) {
+    for (const path of ['/', '/devices?view=split', `/devices/${deviceId}`, '/channels', '/connect', '/protocols', '/tokens', '/users', '/accounts', '/events', '/settings']) {
       await go(path);
       await page.waitForTimeout(500);
       const nameless = await page.evaluate(() => [...document.querySelectorAll('button, a[href], input, select, textarea, [role=grid], [role=application]')]
@@ -437,7 +557,7 @@ const steps = [
     await page.fill('[name=name]', 'admin');
     await page.fill('[name=password]', 'not the password');
     await page.click('button:has-text("Sign in")');
-    await seen('[role=alert]');
+    await seen('[role=alert]:has-text("Name or password is wrong")');
     await shot('32-sign-in');
     await page.waitForTimeout(1500);
     await page.fill('[name=password]', PASSWORD);

@@ -10,7 +10,8 @@ import { hint, messagesOf, summary, tone } from '../src/lib/log';
 import { href, parse } from '../src/lib/router.svelte';
 import { crc16, teltonikaFrame } from '../src/lib/samples';
 import { chord } from '../src/lib/shortcuts';
-import { find, rows } from '../src/lib/system';
+import { bytesOf, unitsOf } from '../src/lib/storage';
+import { brokersOf, find, rows } from '../src/lib/system';
 
 const speed: Parameter = { name: 'position.speed', kind: 'decimal', bits: 0, decimals: 3, unit: 'km/h', title: 'Speed', description: '' };
 
@@ -132,4 +133,33 @@ it('shows figures that it does not know by name', () => {
   const system = { version: '1', uptime_s: 5, history: { bytes: 2048, messages: 3 }, extra: { wait_ms: 1.25 } };
   expect(rows(system)).toEqual([['history.bytes', '2.0 kB'], ['history.messages', '3'], ['extra.wait_ms', '1.3 ms']]);
   expect(find(system, 'bytes')).toBe(2048);
+});
+
+describe('storage', () => {
+  it('goes between bytes and what people type', () => {
+    expect(bytesOf(1.5, 'GB')).toBe(1_500_000_000);
+    expect(unitsOf(1_500_000_000)).toEqual({ amount: 1.5, unit: 'GB' });
+    expect(unitsOf(1_500_000_000_000).unit).toBe('TB');
+    expect(unitsOf(0)).toEqual({ amount: 0, unit: 'GB' });
+    expect(unitsOf(250_000_000)).toEqual({ amount: 250, unit: 'MB' });
+    expect(bytesOf(-3, 'GB')).toBe(0);
+  });
+});
+
+describe('brokers', () => {
+  it('are found among the listeners', () => {
+    const listeners = [{ name: 'http', address: '0.0.0.0:8080' }, { name: 'mqtt', address: '127.0.0.1:18683' }, { name: 'mqtts', address: '[::]:8883' }];
+    expect(brokersOf(listeners, 'fleet.example.org')).toEqual([
+      { name: 'mqtt', host: '127.0.0.1', port: 18683, tls: false },
+      { name: 'mqtts', host: 'fleet.example.org', port: 8883, tls: true },
+    ]);
+  });
+});
+
+describe('keys by scope', () => {
+  it('go to accounts only for who may', () => {
+    expect(chord('g', 'a', () => true)).toEqual({ path: '/accounts' });
+    expect(chord('g', 'a', () => false)).toBeNull();
+    expect(chord('g', 'd', () => false)).toEqual({ path: '/devices' });
+  });
 });

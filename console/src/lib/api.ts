@@ -233,6 +233,19 @@ export interface User {
   revision: number;
 }
 
+export interface Account {
+  id: string;
+  name: string;
+  enabled: boolean;
+  /** 0: until space runs out. */
+  retention_days: number;
+  /** 0: no limit. */
+  storage_bytes_max: number;
+  labels: Labels;
+  created_at: string;
+  revision: number;
+}
+
 export interface ConnectPoint {
   id: string;
   name: string;
@@ -432,12 +445,19 @@ export const api = {
   audit: (q: { limit?: number; before?: number | null }) => get<Page<Audit>>('/audit', q),
   tokens: {
     list: () => get<Page<Token>>('/tokens', { limit: 1000 }),
-    create: (body: Partial<Token>) => post<Token>('/tokens', body),
+    create: (body: Partial<Token> & { account?: string }) => post<Token>('/tokens', body),
     remove: (token: string) => remove(`/tokens/${id(token)}`),
+  },
+  accounts: {
+    list: (cursor: string | null = null) => get<Page<Account>>('/accounts', { limit: 1000, cursor }),
+    get: (account: string) => get<Account>(`/accounts/${id(account)}`),
+    create: (body: Partial<Account>) => post<Account>('/accounts', body),
+    patch: (account: string, body: Patch<Account>, revision?: number) => patch<Account>(`/accounts/${id(account)}`, body, revision),
+    remove: (account: string) => remove(`/accounts/${id(account)}`),
   },
   users: {
     list: () => get<Page<User>>('/users', { limit: 1000 }),
-    create: (body: { name: string; scopes: Scope[]; password?: string }) => post<User & { link?: string }>('/users', body),
+    create: (body: { name: string; scopes: Scope[]; password?: string; account?: string }) => post<User & { link?: string }>('/users', body),
     patch: (user: string, body: Partial<User>, revision?: number) => patch<User>(`/users/${id(user)}`, body, revision),
     remove: (user: string) => remove(`/users/${id(user)}`),
     link: (user: string) => post<{ link: string; expires_at?: string }>(`/users/${id(user)}/link`),

@@ -39,6 +39,18 @@ export function recall<T>(name: string, fallback: T): T {
   }
 }
 
+/**
+ * Loads the page anew. Which hosts images may come from is said by the page's own headers, which a browser that finds the
+ * page unchanged would keep: so the copy it holds is replaced first.
+ */
+export async function reloadPage(): Promise<void> {
+  try {
+    await fetch('/', { cache: 'reload', credentials: 'same-origin' });
+  } finally {
+    location.reload();
+  }
+}
+
 class App {
   me = $state.raw<Me | null>(null);
   /** Whether it is known if someone is signed in. */
@@ -87,7 +99,7 @@ class App {
 
   async load(): Promise<void> {
     try {
-      this.signedIn(await api.auth.me());
+      void this.signedIn(await api.auth.me());
     } catch (error) {
       if (error instanceof ApiError && error.status === 0) {
         setTimeout(() => void this.load(), 2000);
@@ -98,11 +110,11 @@ class App {
     this.ready = true;
   }
 
-  private signedIn(me: Me): void {
+  private async signedIn(me: Me, mustSetPassword = false): Promise<void> {
     this.me = me;
-    this.mustSetPassword = me.must_set_password ?? false;
+    this.mustSetPassword = mustSetPassword || (me.must_set_password ?? false);
     socket.start();
-    void this.loadShared();
+    await this.loadShared();
   }
 
   async loadShared(): Promise<void> {
@@ -113,8 +125,7 @@ class App {
 
   async afterSignIn(mustSetPassword: boolean): Promise<void> {
     const me = await api.auth.me();
-    this.signedIn(me);
-    this.mustSetPassword = mustSetPassword || (me.must_set_password ?? false);
+    await this.signedIn(me, mustSetPassword);
     this.ready = true;
   }
 

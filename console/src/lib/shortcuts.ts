@@ -1,9 +1,13 @@
 // Keys that work everywhere: `g` and a letter go to a page, `/` searches, `?` explains, Escape leaves.
 
+import type { Scope } from './api';
+
 export interface Shortcut {
   keys: string;
   says: string;
   path?: string;
+  /** Only for those who have it. */
+  scope?: Scope;
 }
 
 export const SHORTCUTS: readonly Shortcut[] = [
@@ -16,6 +20,7 @@ export const SHORTCUTS: readonly Shortcut[] = [
   { keys: 'g e', says: 'Events', path: '/events' },
   { keys: 'g t', says: 'Tokens', path: '/tokens' },
   { keys: 'g u', says: 'Users', path: '/users' },
+  { keys: 'g a', says: 'Accounts', path: '/accounts', scope: 'root' },
   { keys: 'g s', says: 'Settings', path: '/settings' },
   { keys: '/', says: 'Search on this page' },
   { keys: '↑ ↓', says: 'Move in a list' },
@@ -26,9 +31,9 @@ export const SHORTCUTS: readonly Shortcut[] = [
 ];
 
 /** Reads a key after those before it: the path to go to, `'pending'` in the middle of a chord, or `null`. */
-export function chord(pending: string, key: string): { path: string } | 'pending' | null {
+export function chord(pending: string, key: string, may: (scope: Scope) => boolean = () => true): { path: string } | 'pending' | null {
   if (pending === 'g') {
-    const found = SHORTCUTS.find((s) => s.path !== undefined && s.keys === `g ${key}`);
+    const found = SHORTCUTS.find((s) => s.path !== undefined && (s.scope === undefined || may(s.scope)) && s.keys === `g ${key}`);
     return found?.path !== undefined ? { path: found.path } : null;
   }
   return key === 'g' ? 'pending' : null;

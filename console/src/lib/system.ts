@@ -42,3 +42,22 @@ export function find(json: unknown, ...names: string[]): number | undefined {
   }
   return undefined;
 }
+
+export interface Broker {
+  name: string;
+  host: string;
+  port: number;
+  tls: boolean;
+}
+
+/** Where MQTT clients connect. A listener on every address is reached by the name that this page was. */
+export function brokersOf(listeners: readonly { name: string; address: string }[], here: string): Broker[] {
+  return listeners.flatMap(({ name, address }) => {
+    const at = address.lastIndexOf(':');
+    const port = Number(address.slice(at + 1));
+    if (!/^mqtts?\b/.test(name) || at < 0 || !port) return [];
+    const host = address.slice(0, at).replace(/^\[|\]$/g, '');
+    const everywhere = host === '0.0.0.0' || host === '::' || host === '';
+    return [{ name, host: (everywhere ? here : host).replace(/^\[|\]$/g, ''), port, tls: /tls|mqtts/.test(name) }];
+  });
+}

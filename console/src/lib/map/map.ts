@@ -431,8 +431,15 @@ export class FieldMap {
     ctx.textBaseline = 'middle';
     ctx.lineJoin = 'round';
     ctx.strokeStyle = palette.halo;
+    const scale = worldPx(view.zoom);
     const place = (text: string, x: number, y: number, dot: boolean, size: number, fill: string): void => {
-      const [px, py] = toScreen(view, width, height, x, y);
+      // In each copy of the world that is in sight, as the land is: a name belongs to the land under it.
+      const first = Math.floor(view.x - width / 2 / scale);
+      for (let world = first; world <= view.x + width / 2 / scale; world++) {
+        placeAt(text, (x + world - view.x) * scale + width / 2, (y - view.y) * scale + height / 2, dot, size, fill);
+      }
+    };
+    const placeAt = (text: string, px: number, py: number, dot: boolean, size: number, fill: string): void => {
       if (px < -80 || py < -20 || px > width + 80 || py > height + 20) return;
       const half = (text.length * size) / 3.4;
       const ty = dot ? py - 10 : py;
