@@ -53,12 +53,17 @@ impl LineLimit {
 /// Refusals of a channel that are logged a second.
 const REFUSALS_PER_S: f64 = 20.0;
 
-/// The limit on the log lines of connections that never became a device's.
+/// The limit on lines that many connections write, such as those that never became a device's.
 pub(crate) struct RefusalLimit(Mutex<LineLimit>);
 
 impl RefusalLimit {
     pub(crate) fn new() -> Self {
-        Self(Mutex::new(LineLimit::new(REFUSALS_PER_S, REFUSALS_PER_S, Instant::now())))
+        Self::of(REFUSALS_PER_S)
+    }
+
+    /// A limit of so many lines a second.
+    pub(crate) fn of(per_s: f64) -> Self {
+        Self(Mutex::new(LineLimit::new(per_s, per_s, Instant::now())))
     }
 
     pub(crate) fn allow(&self) -> Option<u64> {

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use fieldline_contracts::{Outcome, Platform, SessionHandle};
-use fieldline_ingest::{Ingest, own_params};
+use fieldline_contracts::{HistoryError, Outcome, Platform, RegistryError, SessionHandle};
+use fieldline_ingest::{Ingest, RegisterError, own_params};
 use fieldline_model::{
     AccountId, ChannelId, CloseCode, Command, CommandId, ConnectionId, Device, Event, EventKind,
     Timestamp,
@@ -24,7 +24,7 @@ use crate::channel::ChannelLive;
 use crate::config::GatewayConfig;
 use crate::connection::{Connection, Directory};
 use crate::journal::{self, FrameLine, Line};
-use crate::limit::LineLimit;
+use crate::limit::{LineLimit, RefusalLimit};
 use crate::programs::Programs;
 
 /// Lines of frames that one device may log in a burst, and a second in the long run: a black box
@@ -71,18 +71,21 @@ pub(crate) struct Metrics {
 impl Metrics {
     fn new() -> Self {
         let closed = |code: &CloseCode| {
-            (*code, metrics::counter!("gateway_connections_closed_total", "code" => code.name()))
+            (
+                *code,
+                metrics::counter!("fieldline_gateway_connections_closed_total", "code" => code.name()),
+            )
         };
         Self {
-            opened: metrics::counter!("gateway_connections_opened_total"),
-            connections: metrics::gauge!("gateway_connections"),
-            frames: metrics::counter!("gateway_frames_total"),
-            frame_errors: metrics::counter!("gateway_frame_errors_total"),
-            received_bytes: metrics::counter!("gateway_received_bytes_total"),
-            sent_bytes: metrics::counter!("gateway_sent_bytes_total"),
-            datagrams: metrics::counter!("gateway_datagrams_total"),
-            datagram_queue_bytes: metrics::gauge!("gateway_datagram_queue_bytes"),
-            lines_suppressed: metrics::counter!("gateway_log_lines_suppressed_total"),
+            opened: metrics::counter!("fieldline_gateway_connections_opened_total"),
+            connections: metrics::gauge!("fieldline_gateway_connections"),
+            frames: metrics::counter!("fieldline_gateway_frames_total"),
+            frame_errors: metrics::counter!("fieldline_gateway_frame_errors_total"),
+            received_bytes: metrics::counter!("fieldline_gateway_received_bytes_total"),
+            sent_bytes: metrics::counter!("fieldline_gateway_sent_bytes_total"),
+            datagrams: metrics::counter!("fieldline_gateway_datagrams_total"),
+            datagram_queue_bytes: metrics::gauge!("fieldline_gateway_datagram_queue_bytes"),
+            lines_suppressed: metrics::counter!("fieldline_gateway_log_lines_suppressed_total"),
             closed: CloseCode::ALL.iter().map(closed).collect(),
         }
     }
@@ -95,7 +98,8 @@ impl Metrics {
 
     /// Datagrams let go unread or unanswered; reasons are few and fixed.
     pub(crate) fn datagram_dropped(&self, reason: &'static str) {
-        metrics::counter!("gateway_datagrams_dropped_total", "reason" => reason).increment(1);
+        metrics::counter!("fieldline_gateway_datagrams_dropped_total", "reason" => reason)
+            .increment(1);
     }
 }
 
@@ -108,6 +112,8 @@ pub(crate) struct Shared {
     /// Every task that holds a connection.
     pub(crate) tasks: TaskTracker,
     pub(crate) metrics: Metrics,
+    /// The limit on the operator's log lines about what could not be stored or looked up.
+    failures: RefusalLimit,
     total: AtomicUsize,
 }
 
@@ -138,6 +144,7 @@ impl Shared {
             channels: RwLock::default(),
             tasks: TaskTracker::new(),
             metrics: Metrics::new(),
+            failures: RefusalLimit::of(1.0),
             total: AtomicUsize::new(0),
         }
     }
@@ -198,8 +205,8 @@ impl Shared {
         password: Option<&str>,
     ) -> Result<Arc<Device>, End> {
         let account = channel.account;
-        let unavailable = |error: fieldline_contracts::RegistryError| {
-            End::new(CloseCode::StorageUnavailable, error.to_string())
+        let unavailable = |error: RegistryError| {
+            self.unavailable(&error, "devices cannot be looked up now; it is to try again")
         };
         let known = self.ingest.device_by_ident(account, ident).await.map_err(unavailable)?;
         let device = match known {
@@ -211,25 +218,37 @@ impl Shared {
                     return Err(End::new(CloseCode::UnknownDevice, text));
                 }
                 let registered = self.ingest.register(&settings, ident).await;
-                let refused = |error: fieldline_contracts::RegistryError| {
-                    End::new(CloseCode::UnknownDevice, error.to_string())
-                };
-                registered.map_err(refused)?
+                registered.map_err(|error| match error {
+                    RegisterError::Registry(error) => unavailable(error),
+                    refused => End::new(CloseCode::UnknownDevice, refused.to_string()),
+                })?
             }
         };
         if !device.enabled || !self.ingest.account_enabled(account) {
             return Err(End::new(CloseCode::DeviceDisabled, ""));
         }
-        // Protocols without passwords give none: then there is nothing to compare.
-        let expected = device.settings.get("password").and_then(serde_json::Value::as_str);
-        if let (Some(expected), Some(given)) = (expected, password)
-            && !expected.is_empty()
-            && expected != given
-        {
-            let text = "the password is not the one in the device's settings";
-            return Err(End::new(CloseCode::UnknownDevice, text));
+        match own_password(&device).as_deref() {
+            Some(expected) if password.is_none_or(|given| given != expected) => {
+                let text = match password {
+                    Some(_) => "the password is not the one in the device's settings",
+                    None => "the device's settings have a password, and none came",
+                };
+                Err(End::new(CloseCode::UnknownDevice, text))
+            }
+            _ => match foreign_protocol(channel, &device) {
+                Some(text) => Err(End::new(CloseCode::UnknownDevice, text)),
+                None => Ok(device),
+            },
         }
-        Ok(device)
+    }
+
+    /// The end for a store that does not answer: fixed words for the tenant's logs, the details,
+    /// such as paths, for the operator's.
+    fn unavailable(&self, error: &dyn std::fmt::Display, text: &str) -> End {
+        if let Some(suppressed) = self.failures.allow() {
+            tracing::warn!(%error, suppressed, "a device is put off");
+        }
+        End::new(CloseCode::StorageUnavailable, text)
     }
 
     /// Gives `device` to `connection`: the one that held it is closed, others are told.
@@ -408,7 +427,14 @@ impl Shared {
                 let text = format!("{} of {count} messages are too large", submitted.rejected);
                 Err(End::new(CloseCode::LimitExceeded, text))
             }
-            Err(error) => Err(End::new(CloseCode::StorageUnavailable, error.to_string())),
+            Err(error) => {
+                let text = match error {
+                    HistoryError::Full(_) => "no space is left to store its messages",
+                    HistoryError::Busy => "the store is busy; it is to send them again",
+                    _ => "its messages are not stored for sure; it is to send them again",
+                };
+                Err(self.unavailable(&error, text))
+            }
         }
     }
 
@@ -460,6 +486,24 @@ impl Shared {
         let commands = &self.platform().commands;
         commands.report(device.account, connection.id, command, outcome).await;
     }
+}
+
+/// The password that a device has to give, if its settings have one.
+fn own_password(device: &Device) -> Option<String> {
+    match device.settings.get("password")? {
+        serde_json::Value::Null => None,
+        serde_json::Value::String(text) => (!text.is_empty()).then(|| text.clone()),
+        other => Some(other.to_string()),
+    }
+}
+
+/// Why the device does not belong on `channel`, if its protocol is another. A protocol without
+/// passwords would else be a way round the one that has them.
+pub(crate) fn foreign_protocol(channel: &ChannelLive, device: &Device) -> Option<String> {
+    let (own, spoken) = (&device.protocol, &channel.settings().protocol);
+    (!own.is_empty() && own != spoken).then(|| {
+        format!("the device is set to the protocol {own}, and the channel speaks {spoken}")
+    })
 }
 
 /// What is to be done once frames are stored.

@@ -19,7 +19,7 @@ use crate::channel::ChannelLive;
 use crate::connection::Connection;
 use crate::journal::Line;
 use crate::limit::Bucket;
-use crate::shared::{Awaited, End, FrameLines, Place, Shared};
+use crate::shared::{Awaited, End, FrameLines, Place, Shared, foreign_protocol};
 use crate::sniff;
 
 /// Bytes read at once, into a buffer that all connections of an event loop share.
@@ -551,6 +551,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Serving<S> {
             }
             Ok(Some(device)) if !device.enabled => Some(End::new(CloseCode::DeviceDisabled, "")),
             Ok(Some(device)) => {
+                if let Some(text) = foreign_protocol(&self.channel, &device) {
+                    return Some(End::new(CloseCode::UnknownDevice, text));
+                }
                 if device.settings != known.settings {
                     self.session.identify(&device.ident, &device.settings);
                 }

@@ -22,7 +22,7 @@ use crate::channel::ChannelLive;
 use crate::connection::Connection;
 use crate::journal::Line;
 use crate::limit::Bucket;
-use crate::shared::{Awaited, End, FrameLines, Place, Shared};
+use crate::shared::{Awaited, End, FrameLines, Place, Shared, foreign_protocol};
 
 /// Workers of one channel and event loop; what one address sends goes to one of them, in order.
 const WORKERS: usize = 16;
@@ -519,6 +519,9 @@ impl Holding {
             }
             Ok(Some(device)) if !device.enabled => Some(End::new(CloseCode::DeviceDisabled, "")),
             Ok(Some(device)) => {
+                if let Some(text) = foreign_protocol(&self.channel, &device) {
+                    return Some(End::new(CloseCode::UnknownDevice, text));
+                }
                 self.udp.connection.set_device(Some(Arc::clone(&device)));
                 self.device = device;
                 None

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
 use crate::own_params;
+use crate::submit::append_patiently;
 
 /// Entries that wait to be written. Full: log lines are dropped, events wait.
 const QUEUE_MAX: usize = 16_384;
@@ -22,9 +23,7 @@ const QUEUE_MAX: usize = 16_384;
 const QUEUE_BYTES_MAX: usize = 16 << 20;
 /// Entries of one append.
 const BATCH_MAX: usize = 1_024;
-/// Tries of one append while the store is busy.
-const TRIES_MAX: u32 = 20;
-/// Wait between them.
+/// Wait between two tries of one append while the store is busy.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 
 enum Entry {
@@ -51,14 +50,14 @@ impl Journal {
     pub(crate) fn start(history: Arc<dyn History>, bus: Arc<dyn Bus>, runtime: &Handle) -> Self {
         let (queue, entries) = mpsc::channel(QUEUE_MAX);
         let bytes = Arc::new(AtomicUsize::new(0));
-        let lines_dropped = metrics::counter!("ingest_log_lines_dropped_total");
-        let events_dropped = metrics::counter!("ingest_events_dropped_total");
+        let lines_dropped = metrics::counter!("fieldline_ingest_log_lines_dropped_total");
+        let events_dropped = metrics::counter!("fieldline_ingest_events_dropped_total");
         let writer = Writer {
             history,
             bus,
             entries,
             bytes: Arc::clone(&bytes),
-            depth: metrics::gauge!("ingest_log_queue_depth"),
+            depth: metrics::gauge!("fieldline_ingest_log_queue_depth"),
             lines_dropped: lines_dropped.clone(),
             events_dropped: events_dropped.clone(),
         };
@@ -173,16 +172,7 @@ impl Writer {
     }
 
     async fn append(&self, batch: &[Accepted]) -> Result<Vec<Receipt>, HistoryError> {
-        let mut tries = 1;
-        loop {
-            match self.history.append(batch.to_vec()).await {
-                Err(HistoryError::Busy) if tries < TRIES_MAX => {
-                    tries += 1;
-                    tokio::time::sleep(RETRY_DELAY).await;
-                }
-                outcome => return outcome,
-            }
-        }
+        append_patiently(&*self.history, batch, RETRY_DELAY).await
     }
 
     /// Publishes what was written. What could not be written is shown to those

@@ -39,6 +39,47 @@ use journal::Journal;
 use submit::Counters;
 use turns::Turns;
 
+/// Why a device was not registered.
+#[derive(Debug, thiserror::Error)]
+pub enum RegisterError {
+    /// [`is_ident`] does not hold.
+    #[error(
+        "an ident that registers itself has 1 to {} printable characters without # + /, none of \
+         them invisible, and no space at an end",
+        Ingest::IDENT_CHARS_MAX
+    )]
+    Ident,
+    /// The account's allowance is used up.
+    #[error(
+        "more than {} devices have registered themselves; the next may in a moment",
+        Ingest::REGISTRATIONS_BURST
+    )]
+    TooMany,
+    /// The registry could not be asked.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+}
+
+/// Whether a device may have this ident: 1 to [`Ingest::IDENT_CHARS_MAX`] characters that can be
+/// seen and told apart, without those that have a meaning in topics (`#`, `+`, `/`).
+#[must_use]
+pub fn is_ident(ident: &str) -> bool {
+    let count = ident.chars().count();
+    (1..=Ingest::IDENT_CHARS_MAX).contains(&count)
+        && ident.trim() == ident
+        && !ident.chars().any(|c| c.is_control() || "#+/".contains(c) || is_invisible(c))
+}
+
+/// Characters that show nothing, or change the direction of what stands beside them.
+fn is_invisible(c: char) -> bool {
+    matches!(
+        u32::from(c),
+        0xad | 0x34f | 0x61c | 0x115f | 0x1160 | 0x17b4 | 0x17b5 | 0x180b..=0x180f
+            | 0x200b..=0x200f | 0x2028..=0x202e | 0x2060..=0x206f | 0x3164 | 0xfe00..=0xfe0f
+            | 0xfeff | 0xffa0 | 0xfff0..=0xfffb | 0x1d173..=0x1d17a | 0xe0000..=0xe0fff
+    )
+}
+
 /// The pipeline. Clones share it.
 #[derive(Clone)]
 pub struct Ingest {
@@ -68,8 +109,8 @@ impl Ingest {
     pub const REGISTRATIONS_BURST: u32 = 20_000;
     /// Devices a second that may register themselves in one account in the long run.
     pub const REGISTRATIONS_PER_S: u32 = 10;
-    /// Longest ident of a device that registers itself, in bytes.
-    pub const IDENT_BYTES_MAX: usize = 64;
+    /// Longest ident of a device that registers itself, in characters.
+    pub const IDENT_CHARS_MAX: usize = 64;
 
     /// Makes the pipeline; its background tasks run on the present runtime.
     ///
@@ -117,7 +158,7 @@ impl Ingest {
     /// Takes log lines of devices and channels ([`Accepted::own`]): best effort.
     ///
     /// They are queued at once and written in batches; what does not fit the
-    /// queue is dropped and counted in `ingest_log_lines_dropped_total`. The
+    /// queue is dropped and counted in `fieldline_ingest_log_lines_dropped_total`. The
     /// future is ready already.
     pub fn log(&self, lines: Vec<Accepted>) -> Ready<()> {
         for line in lines {
@@ -140,7 +181,7 @@ impl Ingest {
     }
 
     /// Like [`Self::event`] where waiting is not possible: dropped, and counted
-    /// in `ingest_events_dropped_total`, if the queue is full.
+    /// in `fieldline_ingest_events_dropped_total`, if the queue is full.
     pub fn event_soon(&self, event: Event) {
         self.inner.journal.event_soon(event);
     }
@@ -222,27 +263,19 @@ impl Ingest {
     ///
     /// # Errors
     ///
-    /// [`RegistryError::Unavailable`], also if the ident is not fit to be
-    /// stored or too many devices register themselves.
+    /// [`RegisterError`].
     pub async fn register(
         &self,
         channel: &Channel,
         ident: &str,
-    ) -> Result<Arc<Device>, RegistryError> {
-        let fits = (1..=Self::IDENT_BYTES_MAX).contains(&ident.len());
-        if !fits || ident.chars().any(char::is_control) {
-            return Err(RegistryError::Unavailable(format!(
-                "an ident has 1 to {} bytes and no control characters",
-                Self::IDENT_BYTES_MAX
-            )));
+    ) -> Result<Arc<Device>, RegisterError> {
+        if !is_ident(ident) {
+            return Err(RegisterError::Ident);
         }
         let Platform { registry, clock, .. } = &self.inner.platform;
         let now = clock.now();
         if !self.inner.caches.may_register(channel.account, now) {
-            return Err(RegistryError::Unavailable(format!(
-                "more than {} devices have registered themselves; the next may in a moment",
-                Self::REGISTRATIONS_BURST
-            )));
+            return Err(RegisterError::TooMany);
         }
         let device = Device {
             id: DeviceId::new(now, clock.random()),
@@ -273,9 +306,10 @@ impl Ingest {
                 let id = device.id.0;
                 let missing =
                     || RegistryError::NotFound { kind: fieldline_contracts::Kind::Device, id };
-                self.device_by_ident(channel.account, ident).await?.ok_or_else(missing)
+                let found = self.device_by_ident(channel.account, ident).await?;
+                Ok(found.ok_or_else(missing)?)
             }
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         }
     }
 

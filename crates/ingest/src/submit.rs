@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldline_contracts::history::BATCH_MAX;
-use fieldline_contracts::{BusItem, HistoryError, Platform};
+use fieldline_contracts::{BusItem, History, HistoryError, Platform};
 use fieldline_model::{
-    Accepted, AccountId, Cursor, Decoded, DeviceId, ParamName, Params, Series, Stored, Timestamp,
+    Accepted, AccountId, Cursor, Decoded, DeviceId, ParamName, Params, Receipt, Series, Stored,
+    Timestamp,
 };
 use metrics::{Counter, Histogram};
 
@@ -35,10 +36,10 @@ pub(crate) struct Counters {
 impl Counters {
     pub(crate) fn new() -> Self {
         Self {
-            messages: metrics::counter!("ingest_messages_total"),
-            duplicates: metrics::counter!("ingest_duplicates_total"),
-            rejected: metrics::counter!("ingest_rejected_total"),
-            append_seconds: metrics::histogram!("ingest_append_seconds"),
+            messages: metrics::counter!("fieldline_ingest_messages_total"),
+            duplicates: metrics::counter!("fieldline_ingest_duplicates_total"),
+            rejected: metrics::counter!("fieldline_ingest_rejected_total"),
+            append_seconds: metrics::histogram!("fieldline_ingest_append_seconds"),
         }
     }
 }
@@ -46,9 +47,33 @@ impl Counters {
 /// How long a submit waits for the declarations of parameters at start-up.
 const LOAD_WAIT: Duration = Duration::from_secs(10);
 
-/// Tries of one append while the store is busy: about two seconds.
-const BUSY_TRIES_MAX: u32 = 100;
+/// Time that an append may take in all while the store is busy. Each try waits within the store
+/// already, and the device's connection waits with it.
+const BUSY_LIMIT: Duration = Duration::from_secs(5);
 const BUSY_RETRY_DELAY: Duration = Duration::from_millis(20);
+
+/// Appends, again and again while the store is busy, for [`BUSY_LIMIT`] in all. The first try
+/// has all the time it takes: a slow one is on its way to the disk.
+///
+/// Not cancel-safe, as [`History::append`].
+pub(crate) async fn append_patiently(
+    history: &dyn History,
+    batch: &[Accepted],
+    retry_delay: Duration,
+) -> Result<Vec<Receipt>, HistoryError> {
+    let deadline = tokio::time::Instant::now() + BUSY_LIMIT;
+    let mut outcome = history.append(batch.to_vec()).await;
+    while matches!(outcome, Err(HistoryError::Busy)) {
+        if tokio::time::Instant::now() + retry_delay >= deadline {
+            break;
+        }
+        tokio::time::sleep(retry_delay).await;
+        // Given up in the midst, it may be stored: it comes again then, and is recognised.
+        let again = tokio::time::timeout_at(deadline, history.append(batch.to_vec())).await;
+        outcome = again.unwrap_or(Err(HistoryError::Busy));
+    }
+    outcome
+}
 
 impl Ingest {
     /// Takes what a device said. When this returns `Ok` the messages are
@@ -115,20 +140,11 @@ impl Ingest {
         let Platform { history, state, bus, .. } = &self.inner.platform;
         let Counters { messages, duplicates, append_seconds, .. } = &self.inner.counters;
         let begun = std::time::Instant::now();
-        let mut tries = 1;
-        let receipts = loop {
-            match history.append(batch.clone()).await {
-                Ok(receipts) => break receipts,
-                Err(HistoryError::Busy) if tries < BUSY_TRIES_MAX => {
-                    tries += 1;
-                    tokio::time::sleep(BUSY_RETRY_DELAY).await;
-                }
-                Err(error) => {
-                    metrics::counter!("ingest_failures_total", "code" => error.code()).increment(1);
-                    return Err(error);
-                }
-            }
-        };
+        let appended = append_patiently(&**history, &batch, BUSY_RETRY_DELAY).await;
+        let receipts = appended.inspect_err(|error| {
+            let code = error.code();
+            metrics::counter!("fieldline_ingest_failures_total", "code" => code).increment(1);
+        })?;
         append_seconds.record(begun.elapsed());
         if receipts.len() != batch.len() {
             let (got, of) = (receipts.len(), batch.len());

@@ -12,7 +12,7 @@ use fieldline_model::{
 use fieldline_router::LocalCommands;
 use fieldline_testkit::{MemoryRegistry, Script, ScriptedHistory};
 
-use crate::{Ingest, Submitted, own_params, stored_event};
+use crate::{Ingest, RegisterError, Submitted, own_params, stored_event};
 
 struct World {
     ingest: Ingest,
@@ -111,6 +111,11 @@ async fn a_busy_store_is_tried_again() {
     assert_eq!(world.submit(vec![message(1, 10)]).await.unwrap().stored, 1);
     world.history.fail_always(Some(HistoryError::Busy));
     assert!(matches!(world.submit(vec![message(2, 10)]).await, Err(HistoryError::Busy)));
+    // However long the store takes to say so.
+    world.history.set_delay(Duration::from_secs(2));
+    let begun = tokio::time::Instant::now();
+    assert!(matches!(world.submit(vec![message(2, 10)]).await, Err(HistoryError::Busy)));
+    assert!(begun.elapsed() <= Duration::from_secs(6), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
@@ -258,12 +263,15 @@ async fn a_device_registers_itself_once() {
     let both =
         tokio::join!(world.ingest.register(&channel, "1"), world.ingest.register(&channel, "1"));
     assert_eq!(both.0.unwrap().id, both.1.unwrap().id);
-    for wrong in ["", "a\nb", &"x".repeat(65)] {
-        assert!(world.ingest.register(&channel, wrong).await.is_err());
+    let long = "x".repeat(65);
+    for wrong in ["", "a\nb", &long, "a/b", "a+b", "ü/#x", "a\u{202e}b", "\u{200b}", " a"] {
+        let refused = world.ingest.register(&channel, wrong).await;
+        assert!(matches!(refused, Err(RegisterError::Ident)), "{wrong:?}: {refused:?}");
     }
+    assert!(world.ingest.register(&channel, &"ü".repeat(64)).await.is_ok());
     world.ingest.flush().await;
     let events = world.history.all(SeriesKind::Event);
-    assert_eq!(events.len(), 1);
+    assert_eq!(events.len(), 2);
     let event = stored_event(&events[0]).unwrap();
     assert_eq!((event.kind, event.account), (EventKind::Registered, world.account));
     assert_eq!(event.params.get("ident"), Some(&Value::from("1")));

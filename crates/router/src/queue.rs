@@ -416,7 +416,7 @@ impl Inner {
     fn tell(&self, slot: &Slot, command: &Command) {
         slot.version.send_modify(|version| *version = version.wrapping_add(1));
         let status = status_name(command.status);
-        metrics::counter!("router_commands_total", "status" => status).increment(1);
+        metrics::counter!("fieldline_router_commands_total", "status" => status).increment(1);
         let Some(sink) = self.events.get() else { return };
         let mut params = Params::with_capacity(5);
         let mut push = |name: &str, value: Value| {

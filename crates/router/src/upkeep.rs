@@ -60,7 +60,7 @@ impl Inner {
             waiting = waiting.saturating_add(u32::try_from(left).unwrap_or(u32::MAX));
             self.release(slot);
         }
-        metrics::gauge!("router_commands_waiting").set(f64::from(waiting));
+        metrics::gauge!("fieldline_router_commands_waiting").set(f64::from(waiting));
         let now = self.clock.now().as_micros();
         if now - self.swept_at.load(Ordering::Relaxed) >= HOUR_MICROS {
             self.swept_at.store(now, Ordering::Relaxed);

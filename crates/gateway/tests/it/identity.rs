@@ -141,16 +141,83 @@ async fn a_disabled_or_deleted_device_is_let_go() {
 }
 
 #[tokio::test]
+async fn a_device_of_another_protocol_is_refused() {
+    let mut world = World::start(config()).await;
+    let (_, address) = world.open("teltonika").await;
+    let mut device = world.register(IMEI).await;
+    device.protocol = "wialon_ips".to_owned();
+    world.registry.update_object(world.account, &device, None, &actor()).await.unwrap();
+    let mut stream = connect(address).await;
+    stream.write_all(&teltonika::login(IMEI)).await.unwrap();
+    assert_eq!(rest(&mut stream).await, [0]);
+    world.closed_with(SeriesKind::ChannelLog, "unknown_device").await;
+    let log = world.log(SeriesKind::ChannelLog).await;
+    let refused = log.iter().find(|l| kinds(std::slice::from_ref(l)) == ["refused"]).unwrap();
+    let text = refused.params().get("text").and_then(Value::as_str).unwrap();
+    assert!(text.contains("wialon_ips") && text.contains("teltonika"), "{text}");
+    device.protocol = "teltonika".to_owned();
+    world.registry.update_object(world.account, &device, None, &actor()).await.unwrap();
+    let mut stream = login(address, IMEI).await;
+    // Changed under an open connection, it ends.
+    device.protocol = "wialon_ips".to_owned();
+    world.registry.update_object(world.account, &device, None, &actor()).await.unwrap();
+    assert!(rest(&mut stream).await.is_empty());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_ident_that_cannot_be_one_registers_nothing() {
+    let mut world = World::start(config()).await;
+    let (_, address) = world.open("wialon_ips").await;
+    for ident in ["a/b", "a+b", "a\u{202e}b"] {
+        let mut stream = connect(address).await;
+        stream.write_all(format!("#L#{ident};NA\r\n").as_bytes()).await.unwrap();
+        assert_eq!(rest(&mut stream).await, b"#AL#0\r\n", "{ident:?}");
+    }
+    let log = world.log(SeriesKind::ChannelLog).await;
+    let mut texts = log.iter().filter_map(|l| l.params().get("text").and_then(Value::as_str));
+    assert!(texts.any(|text| text.contains("without # + /")), "{log:?}");
+    // Over UDP nothing is believed of a datagram of no known type.
+    let udp = world.create(&world.new_channel("wialon_ips", Transport::Udp)).await;
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(udp).await.unwrap();
+    for junk in [&b"=+c#x#y"[..], b"abc###", b"zz#\x01#", b"~&#SDX#1"] {
+        socket.send(junk).await.unwrap();
+    }
+    socket.send(b"78#P#\r\n").await.unwrap();
+    let mut bytes = [0; 100];
+    let answer = tokio::time::timeout(crate::SOON, socket.recv(&mut bytes)).await;
+    assert_eq!(&bytes[..answer.unwrap().unwrap()], b"#AP#\r\n");
+    let page = fieldline_contracts::Page::first(100);
+    let devices =
+        world.registry.list_objects::<fieldline_model::Device>(world.account, &page).await.unwrap();
+    assert_eq!(devices.len(), 1, "{devices:?}");
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn a_wrong_password_is_refused() {
     let mut world = World::start(config()).await;
     let (_, address) = world.open("wialon_ips").await;
     let mut device = world.register("77").await;
     device.settings.insert("password".to_owned(), "secret".into());
     world.registry.update_object(world.account, &device, None, &actor()).await.unwrap();
-    let mut wrong = connect(address).await;
-    wrong.write_all(b"#L#77;guess\r\n").await.unwrap();
-    let answer = rest(&mut wrong).await;
-    assert!(answer.starts_with(b"#AL#0"), "{answer:?}");
+    for guess in [&b"guess"[..], b"NA", b"", b"\xff", b"secret\xff"] {
+        let mut wrong = connect(address).await;
+        wrong.write_all(&[b"#L#77;", guess, b"\r\n"].concat()).await.unwrap();
+        let answer = rest(&mut wrong).await;
+        assert!(answer.starts_with(b"#AL#0"), "{guess:?}: {answer:?}");
+    }
+    // Nor is a protocol without passwords a way round.
+    let udp = world.create(&world.new_channel("wialon_ips", Transport::Udp)).await;
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let line = b"77#SD#200424;120000;5630.0000;N;00915.0000;E;50;90;10;8\r\n";
+    socket.send_to(line, udp).await.unwrap();
+    let (_, other) = world.open("teltonika").await;
+    let mut wrong = connect(other).await;
+    wrong.write_all(&teltonika::login("77")).await.unwrap();
+    assert_eq!(rest(&mut wrong).await, [0]);
+    assert!(world.history.all(SeriesKind::Message).is_empty());
     let mut right = connect(address).await;
     right.write_all(b"#L#77;secret\r\n").await.unwrap();
     assert_eq!(receive(&mut right, 7).await, b"#AL#1\r\n");

@@ -159,6 +159,25 @@ async fn a_text_protocol_over_udp() {
 }
 
 #[tokio::test]
+async fn a_datagram_above_the_rate_leaves_nothing_behind() {
+    let mut world = World::start(config()).await;
+    let mut channel = world.new_channel("teltonika", Transport::Udp);
+    channel.connection_bytes_per_s_max = 30;
+    let socket = udp_to(world.create(&channel).await).await;
+    // Ten seconds of the rate are less than the first one.
+    let large = teltonika::udp_packet(IMEI, 1, 1, &payload(1, 10));
+    assert!(large.len() > 300);
+    socket.send(&large).await.unwrap();
+    world.closed_with(SeriesKind::ChannelLog, "rate_limited").await;
+    assert_eq!(world.gateway.connections_count(), 0);
+    let answer = ask(&socket, &teltonika::udp_packet(IMEI, 2, 2, &payload(1, 1))).await;
+    assert_eq!(teltonika::udp_accepted(&answer, 2, 2), Some(1));
+    assert_eq!(world.gateway.connections_count(), 1);
+    assert!(world.is_online(&world.device(IMEI).await).await);
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn strangers_over_udp_cost_nothing_and_get_nothing() {
     let mut world = World::start(config()).await;
     let mut channel = world.new_channel("teltonika", Transport::Udp);
