@@ -16,6 +16,11 @@ use crate::{Program, SettingDecl};
 pub struct Limits {
     /// Instructions, long operations on bytes counted by their length.
     pub steps_max: u64,
+    /// Instructions before a byte is read.
+    pub steps_base_max: u64,
+    /// Further instructions for each byte that was read or inflated: a frame may take time by its
+    /// length, so that a loop over nothing ends soon, whatever `steps_max` is.
+    pub steps_per_byte_max: u64,
     /// Rule calls and sub-buffers within each other.
     pub depth_max: usize,
     /// Bytes of one frame, and of what is inflated from it.
@@ -32,6 +37,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             steps_max: 20_000_000,
+            steps_base_max: 20_000,
+            steps_per_byte_max: 256,
             depth_max: 32,
             frame_bytes_max: 1 << 20,
             messages_max: 8_192,

@@ -185,7 +185,7 @@ impl Machine {
             };
             self.pos += width;
             self.steps += 1;
-            if self.steps > env.limits.steps_max {
+            if self.steps > self.allowed_steps(&env.limits) {
                 return Err(Fault::new(LIMIT_EXCEEDED, "too many steps"));
             }
             self.store_number(env, table, number, raw, value.width())?;

@@ -6,7 +6,7 @@ use super::{Attempt, Call, Environment, Fault, Machine, OPEN, Stop, Within, arit
 use crate::ast::BinaryOp;
 use crate::op::{Builtin, Op, Reg};
 use crate::program::{BAD_VALUE, LIMIT_EXCEEDED, TRUNCATED};
-use crate::session::{FrameError, TraceField};
+use crate::session::{FrameError, Limits, TraceField};
 
 /// Bytes that a frame may make, by inflating and joining, in longest frames.
 const MADE_FRAMES_MAX: usize = 4;
@@ -51,18 +51,31 @@ impl Machine {
         }
     }
 
+    /// Steps that the frame may have taken by now.
+    pub(super) fn allowed_steps(&self, limits: &Limits) -> u64 {
+        let read = (self.pos.max(self.searched) + self.derived_bytes) as u64;
+        let by_length = limits.steps_per_byte_max.saturating_mul(read);
+        limits.steps_max.min(limits.steps_base_max.saturating_add(by_length))
+    }
+
     /// Runs while `data` is what is read. `None`: the buffer changed.
     fn run_in(&mut self, env: &mut Environment<'_>, data: &[u8]) -> Result<Option<Stop>, Fault> {
         let program = env.program;
         let code = if env.traced { &program.traced } else { &program.plain };
-        let steps_max = env.limits.steps_max;
+        let mut allowed = self.allowed_steps(&env.limits);
         loop {
             let Some(op) = code.ops.get(self.pc) else {
                 return Ok(Some(Stop::Done { length: self.length() }));
             };
             self.steps += 1;
-            if self.steps > steps_max {
-                return Err(Fault::new(LIMIT_EXCEEDED, format!("more than {steps_max} steps")));
+            if self.steps > allowed {
+                // It grows with what was read since.
+                allowed = self.allowed_steps(&env.limits);
+                if self.steps > allowed {
+                    let at = self.pos;
+                    let message = format!("more than {allowed} steps by byte {at}");
+                    return Err(Fault::new(LIMIT_EXCEEDED, message));
+                }
             }
             match self.execute(env, data, *op)? {
                 Next::Go => self.pc += 1,

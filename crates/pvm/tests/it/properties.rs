@@ -265,3 +265,18 @@ fn a_stopped_search_does_not_begin_anew() {
     }
     assert!(session.mid_frame());
 }
+
+/// A loop over nothing must end before anyone else notices, however large the limit for whole
+/// frames is: the machine runs where other devices are served.
+#[test]
+fn a_loop_over_nothing_ends_soon() {
+    let source = "protocol p \"p\"\n\ntransport tcp\n\nvar b = 0\n\non tcp {\n    a: u8\n    repeat 1000000000 {\n        repeat 1000000000 { b = 1 }\n    }\n}\n";
+    let program = Arc::new(fieldline_pvm::compile("p", source).unwrap());
+    let mut session = Session::new(program, Options::new(Transport::Tcp));
+    session.feed(&[1]);
+    let Step::Frame(frame) = session.step(Timestamp::default()) else { panic!("no frame") };
+    let error = frame.error.unwrap();
+    assert_eq!(&*error.class, "limit_exceeded");
+    let steps: u64 = error.message.split(' ').nth(2).unwrap().parse().unwrap();
+    assert!(steps <= 25_000, "{error}");
+}
