@@ -35,6 +35,9 @@ pub struct MdbConfig {
     pub segment_bytes_max: u64,
     /// Segments of one day and shard at which the smallest are merged; at least 2.
     pub merge_fan_in: usize,
+    /// Segments whose indexes come to more together are not merged, in bytes: an
+    /// index is held in memory whole, several times its size. At most 32 MiB.
+    pub merge_index_bytes_max: usize,
 }
 
 impl Default for MdbConfig {
@@ -52,6 +55,7 @@ impl Default for MdbConfig {
             cache_bytes_max: 24 << 20,
             segment_bytes_max: 256 << 20,
             merge_fan_in: 6,
+            merge_index_bytes_max: 16 << 20,
         }
     }
 }
@@ -73,6 +77,7 @@ impl MdbConfig {
             cache_bytes_max: _,
             segment_bytes_max,
             merge_fan_in,
+            merge_index_bytes_max,
         } = self;
         let wrong = |text: &str| Err(OpenError::Config(text.to_owned()));
         if !(1..=64).contains(shards) {
@@ -92,6 +97,9 @@ impl MdbConfig {
         }
         if *merge_fan_in < 2 {
             return wrong("merge_fan_in must be at least 2");
+        }
+        if *merge_index_bytes_max > 32 << 20 {
+            return wrong("merge_index_bytes_max must be at most 32 MiB");
         }
         Ok(())
     }

@@ -76,7 +76,9 @@ fn pick(segments: &[Arc<Segment>], config: &MdbConfig, today: i64) -> Option<Vec
     let mut days: BTreeMap<i64, Vec<&Arc<Segment>>> = BTreeMap::new();
     for segment in segments {
         let fits = segment.meta.bytes < config.segment_bytes_max;
-        if fits && !segment.damaged.load(Ordering::Relaxed) {
+        let left_alone =
+            segment.damaged.load(Ordering::Relaxed) || segment.crowded.load(Ordering::Relaxed);
+        if fits && !left_alone {
             days.entry(day(segment.meta.to)).or_default().push(segment);
         }
     }
@@ -107,12 +109,41 @@ fn pick(segments: &[Arc<Segment>], config: &MdbConfig, today: i64) -> Option<Vec
     None
 }
 
+/// Those of `inputs` whose indexes fit into one together. One that takes more than
+/// half of the room is left alone from now on.
+fn by_index(
+    inputs: Vec<Arc<Segment>>,
+    bytes_max: usize,
+) -> Result<Vec<Arc<Segment>>, HistoryError> {
+    let mut bytes = 0;
+    let mut within = Vec::new();
+    for segment in inputs {
+        let own = segment.footer()?.index_bytes;
+        if own > bytes_max / 2 {
+            segment.crowded.store(true, Ordering::Relaxed);
+        } else if bytes + own <= bytes_max {
+            bytes += own;
+            within.push(segment);
+        }
+    }
+    Ok(within)
+}
+
 /// Merges one group of segments; false if there is none.
 pub(crate) fn merge_once(shard: &Shard) -> io::Result<bool> {
     let _replacing = shard.replacing.lock();
     let version = shard.version();
     let today = day(shard.clock.now().as_micros());
     let Some(inputs) = pick(&version.segments, &shard.config, today) else { return Ok(false) };
+    let inputs = match by_index(inputs, shard.config.merge_index_bytes_max) {
+        // Two that are not left alone fit: else there are fewer, and others are picked next.
+        Ok(inputs) if inputs.len() < 2 => return Ok(true),
+        Ok(inputs) => inputs,
+        Err(cause) => {
+            error!(shard = shard.number, %cause, "a damaged segment is not merged");
+            return Ok(true);
+        }
+    };
     let started = Instant::now();
     let mut writer =
         SegmentWriter::create(&*shard.disk, &shard.dir, shard.take_number(), Effort::Merge)?;
@@ -148,6 +179,13 @@ pub(crate) fn merge_once(shard: &Shard) -> io::Result<bool> {
                 bytes = meta.bytes,
                 "segments were merged"
             );
+            Ok(true)
+        }
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+            for segment in &inputs {
+                segment.crowded.store(true, Ordering::Relaxed);
+            }
+            error!(shard = shard.number, %error, "segments are not merged any more");
             Ok(true)
         }
         Err(error) => Err(error),
@@ -188,7 +226,8 @@ fn replace(
     let segment = match &new {
         Some(meta) => {
             let meta = meta.clone();
-            let opened = Segment::open(&shard.disk, &shard.cache, &shard.dir, shard.number, meta);
+            let opened =
+                Segment::open_written(&shard.disk, &shard.cache, &shard.dir, shard.number, meta);
             Some(Arc::new(opened.map_err(|error| NotReplaced { error, unknown: false })?))
         }
         None => None,

@@ -194,7 +194,8 @@ fn switch(shard: &Shard, table: &Arc<Memtable>, meta: &SegmentMeta) -> Result<()
     let snapshot = shard.write_snapshot(table.latest(), &|_, _| true);
     let (snapshot, snapshot_bytes) = snapshot.map_err(before)?;
     shard.disk.sync_dir(&shard.dir).map_err(before)?;
-    let segment = Segment::open(&shard.disk, &shard.cache, &shard.dir, shard.number, meta.clone());
+    let segment =
+        Segment::open_written(&shard.disk, &shard.cache, &shard.dir, shard.number, meta.clone());
     let segment = Arc::new(segment.map_err(before)?);
     let old = shard.manifest.lock().snapshot;
     let log_from = table.files.iter().max().map(|last| last + 1);

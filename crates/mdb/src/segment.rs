@@ -38,6 +38,8 @@ const END: &[u8; 8] = b"FLDSEGE1";
 const TRAILER_BYTES: usize = 16;
 /// Largest section that is read: what a block of the largest messages may come to.
 const SECTION_BYTES_MAX: u64 = 64 << 20;
+/// Largest index that is written, before it is squeezed: always readable.
+const INDEX_BYTES_MAX: usize = 60 << 20;
 /// Bytes gathered before they are written.
 const WRITE_BYTES: usize = 1 << 20;
 
@@ -92,6 +94,8 @@ pub(crate) struct Footer {
     pub(crate) shapes: Arc<Shapes>,
     /// Sorted; with the blocks of each in order of time.
     pub(crate) series: Vec<(Series, Vec<BlockEntry>)>,
+    /// Of the index, not squeezed.
+    pub(crate) index_bytes: usize,
     pub(crate) heap_bytes: usize,
 }
 
@@ -208,8 +212,9 @@ impl Footer {
         if !input.is_empty() {
             return Err(Damage("bytes are left after the index"));
         }
-        let heap_bytes = bytes.len() * 6 + 1_024;
-        Ok(Self { names, shapes: Arc::new(shapes), series, heap_bytes })
+        let index_bytes = bytes.len();
+        let heap_bytes = index_bytes * 6 + 1_024;
+        Ok(Self { names, shapes: Arc::new(shapes), series, index_bytes, heap_bytes })
     }
 }
 
@@ -224,6 +229,8 @@ pub(crate) struct Segment {
     obsolete: AtomicBool,
     /// A block could not be read: it is not merged, so that the damage does not spread.
     pub(crate) damaged: AtomicBool,
+    /// Its index is too large for it to be merged.
+    pub(crate) crowded: AtomicBool,
 }
 
 impl Drop for Segment {
@@ -261,7 +268,22 @@ impl Segment {
             cache: cache.clone(),
             obsolete: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
+            crowded: AtomicBool::new(false),
         })
+    }
+
+    /// As [`Segment::open`], for one that was just written: reads its index, so that
+    /// nothing is removed for the sake of a file that cannot be read.
+    pub(crate) fn open_written(
+        disk: &Arc<dyn Disk>,
+        cache: &Arc<Cache>,
+        dir: &Path,
+        shard: u16,
+        meta: SegmentMeta,
+    ) -> io::Result<Self> {
+        let segment = Self::open(disk, cache, dir, shard, meta)?;
+        segment.footer().map_err(io::Error::other)?;
+        Ok(segment)
     }
 
     /// The manifest does not name it any more.
@@ -374,6 +396,7 @@ pub(crate) struct SegmentWriter {
     shape_ids: FoldMap<Box<[ColumnKey]>, u32>,
     series: Vec<(Series, Vec<BlockEntry>)>,
     effort: Effort,
+    index_bytes_max: usize,
     meta: SegmentMeta,
 }
 
@@ -397,6 +420,7 @@ impl SegmentWriter {
             shape_ids: FoldMap::default(),
             series: Vec::new(),
             effort,
+            index_bytes_max: INDEX_BYTES_MAX,
             meta: SegmentMeta {
                 number,
                 bytes: 0,
@@ -518,16 +542,25 @@ impl SegmentWriter {
     }
 
     /// Writes the index and makes the file durable. The directory is the caller's.
+    /// Fails with [`io::ErrorKind::FileTooLarge`] where the index could not be read back.
     pub(crate) fn finish(mut self) -> io::Result<SegmentMeta> {
         let shapes = Shapes { shapes: Vec::new(), keys: std::mem::take(&mut self.shapes) };
         let footer = Footer {
             names: std::mem::take(&mut self.names),
             shapes: Arc::new(shapes),
             series: std::mem::take(&mut self.series),
+            index_bytes: 0,
             heap_bytes: 0,
         };
+        let plain = footer.put();
+        if plain.len() > self.index_bytes_max {
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("an index of {} bytes is more than can be read back", plain.len()),
+            ));
+        }
         let mut index = Vec::new();
-        put_squeezed(&mut index, &footer.put(), 3);
+        put_squeezed(&mut index, &plain, 3);
         let bytes = u32::try_from(index.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
         self.buffer.extend_from_slice(&index);
         self.buffer.extend_from_slice(&bytes.to_le_bytes());
@@ -574,6 +607,24 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn an_index_too_large_to_be_read_back_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        for (limit, fits) in [(100, false), (10_000, true)] {
+            let mut writer =
+                SegmentWriter::create(&crate::disk::RealDisk, dir.path(), 1, Effort::Seal).unwrap();
+            writer.index_bytes_max = limit;
+            for n in 0..50 {
+                let name = ParamName::new(format!("name{n}")).unwrap();
+                writer.shape(&Shape([Column { name, kind: Kind::Int, scale: 0 }].into()));
+            }
+            match writer.finish() {
+                Ok(_) => assert!(fits),
+                Err(error) => assert!(!fits && error.kind() == io::ErrorKind::FileTooLarge),
+            }
+        }
+    }
 
     proptest! {
         #[test]

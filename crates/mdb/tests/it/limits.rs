@@ -185,3 +185,33 @@ async fn what_is_refused_and_stored_is_counted() {
         assert!(line.is_some(), "{name} is missing in\n{text}");
     }
 }
+
+#[tokio::test]
+async fn segments_whose_indexes_are_too_large_together_are_not_merged() {
+    let disk = FakeDisk::new();
+    let config = || MdbConfig { merge_index_bytes_max: 8 << 10, ..small() };
+    let store = open(&disk.disk(), config()).unwrap();
+    // Some make up names, so that their index outgrows their messages; the others do not.
+    let named = |n: i64| {
+        let values = (0..200).map(|at| {
+            let name = format!("made-up-{n}-{at}-{}", "x".repeat(60));
+            (fieldline_model::ParamName::new(name).unwrap(), Value::Int(at))
+        });
+        let values = values.collect::<fieldline_model::Params>();
+        Accepted::own(device(9), START.plus_micros(n), values)
+    };
+    for n in 0..4 {
+        append(&store, vec![named(n), message(device(1), n, n)]).await;
+        store.seal().await.unwrap();
+    }
+    for n in 4..8 {
+        append(&store, vec![message(device(1), n, n)]).await;
+        store.seal().await.unwrap();
+    }
+    store.merge().await.unwrap();
+    assert_eq!(store.stats(None).segments, 4 + 1, "only what has small indexes is merged");
+    drop(store);
+    let store = open(&disk.disk(), config()).unwrap();
+    assert_eq!(crate::common::numbers(&all(&store, device(1)).await), (0..8).collect::<Vec<_>>());
+    assert_eq!(all(&store, device(9)).await.len(), 4);
+}
