@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 
 use fieldline_contracts::ConnectionInfo;
 use fieldline_model::{
-    AccountId, ChannelId, CloseCode, ConnectionId, Device, DeviceId, Timestamp, Transport,
+    AccountId, Channel, ChannelId, CloseCode, ConnectionId, Device, DeviceId, Timestamp, Transport,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard, Notify};
@@ -18,6 +18,8 @@ pub(crate) struct Connection {
     pub(crate) account: AccountId,
     pub(crate) channel: ChannelId,
     pub(crate) transport: Transport,
+    /// The channel as it was set when the connection began.
+    pub(crate) settings: Arc<Channel>,
     pub(crate) connected_at: Timestamp,
     /// The address it comes from; over UDP the one last heard of.
     peer: Mutex<SocketAddr>,
@@ -35,17 +37,16 @@ pub(crate) struct Connection {
 impl Connection {
     pub(crate) fn new(
         id: ConnectionId,
-        account: AccountId,
-        channel: ChannelId,
-        transport: Transport,
+        settings: Arc<Channel>,
         peer: SocketAddr,
         connected_at: Timestamp,
     ) -> Self {
         Self {
             id,
-            account,
-            channel,
-            transport,
+            account: settings.account,
+            channel: settings.id,
+            transport: settings.transport,
+            settings,
             connected_at,
             peer: Mutex::new(peer),
             device: Mutex::new(None),

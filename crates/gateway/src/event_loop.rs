@@ -154,10 +154,8 @@ fn admit(
     // refuses is gone already, and reading from it will tell.
     stream.set_nodelay(true).unwrap_or_default();
     let now = shared.now();
-    let transport = channel.settings().transport;
     let id = shared.fresh_id(now);
-    let connection =
-        Arc::new(Connection::new(id, channel.account, channel.id, transport, peer, now));
+    let connection = Arc::new(Connection::new(id, channel.settings(), peer, now));
     match shared.admit(channel, &connection) {
         Ok(place) => {
             let (shared, channel) = (Arc::clone(shared), Arc::clone(channel));

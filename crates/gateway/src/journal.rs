@@ -83,6 +83,13 @@ impl Line {
             .with(&NAMES.protocol, settings.protocol.as_str())
     }
 
+    /// By what a frame came: channel, protocol and transport.
+    fn way(self, connection: &Connection) -> Self {
+        self.with(&NAMES.channel, connection.channel.to_string())
+            .with(&NAMES.protocol, connection.settings.protocol.as_str())
+            .transport(connection)
+    }
+
     pub(crate) fn transport(self, connection: &Connection) -> Self {
         let name = match connection.transport {
             fieldline_model::Transport::Tcp => "tcp",
@@ -197,6 +204,7 @@ pub(crate) fn log_frame(
         let kind = if frame.error.is_some() { "error" } else { "frame" };
         let mut line = Line::new(kind)
             .connection(&connection)
+            .way(&connection)
             .bytes(&frame.bytes)
             .messages(&frame.messages)
             .suppressed(frame.suppressed);

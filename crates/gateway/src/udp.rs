@@ -204,9 +204,7 @@ impl Worker {
 
     /// A connection for the log of a peer that is no device's.
     fn stranger(&self, peer: SocketAddr, now: Timestamp) -> Connection {
-        let (account, id) = (self.channel.account, self.channel.id);
-        let transport = fieldline_model::Transport::Udp;
-        Connection::new(self.shared.fresh_id(now), account, id, transport, peer, now)
+        Connection::new(self.shared.fresh_id(now), self.channel.settings(), peer, now)
     }
 
     /// A frame of an unknown device: logged if it is wrong, answered only with a refusal.

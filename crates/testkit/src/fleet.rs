@@ -418,7 +418,14 @@ impl Device {
         loop {
             self.measure();
             if self.memory.is_empty() {
-                sleep_until(self.next_at).await;
+                let mut datagram = [0_u8; 1_500];
+                tokio::select! {
+                    count = socket.recv(&mut datagram) => {
+                        let bytes = datagram.get(..count?).unwrap_or_default();
+                        self.obey_udp(&socket, bytes, packet_id).await?;
+                    }
+                    () = sleep_until(self.next_at) => {}
+                }
                 continue;
             }
             let packet = self.next_packet();
@@ -440,7 +447,7 @@ impl Device {
         }
     }
 
-    async fn accepted_udp(&self, socket: &UdpSocket, packet_id: u16) -> io::Result<u32> {
+    async fn accepted_udp(&mut self, socket: &UdpSocket, packet_id: u16) -> io::Result<u32> {
         let mut datagram = [0_u8; 1_500];
         loop {
             let count = socket.recv(&mut datagram).await?;
@@ -457,7 +464,20 @@ impl Device {
             if let Some(accepted) = accepted {
                 return Ok(accepted);
             }
+            self.obey_udp(socket, bytes, packet_id).await?;
         }
+    }
+
+    /// Answers a datagram if it is a command.
+    async fn obey_udp(&mut self, socket: &UdpSocket, bytes: &[u8], packet: u16) -> io::Result<()> {
+        // The other protocol has no commands over UDP.
+        let Wire::Teltonika(_) = self.wire else { return Ok(()) };
+        let Some(command) = teltonika::udp_command(bytes) else { return Ok(()) };
+        let answer = teltonika::text_payload(6, &self.obey(&command));
+        let avl = packet.to_be_bytes()[1];
+        socket.send(&teltonika::udp_packet(&self.ident, packet, avl, &answer)).await?;
+        Stats::add(&self.stats.commands, 1);
+        Ok(())
     }
 
     /// What the device answers to a command.

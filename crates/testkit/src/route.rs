@@ -257,6 +257,16 @@ pub struct Sample {
     pub gsm_signal: u8,
 }
 
+/// Four of five vehicles drive in the first two cities, so that a map of one shows traffic; the
+/// others are all over the world.
+fn city_of(number: u32) -> usize {
+    let number = usize::try_from(number).unwrap_or(0);
+    match number % 5 {
+        4 => 2 + number / 5 % CITIES.len().saturating_sub(2).max(1),
+        place => place % 2,
+    }
+}
+
 /// A vehicle on its way.
 #[derive(Clone, Debug)]
 pub struct Vehicle {
@@ -281,8 +291,7 @@ impl Vehicle {
     pub fn new(seed: u64, number: u32) -> Self {
         let mut random = Random::new(seed ^ (u64::from(number) << 32 | 0x5eed));
         random.next_u64();
-        let cities = CITIES.len().max(1);
-        let city = usize::try_from(number).unwrap_or(0) % cities;
+        let city = city_of(number);
         let length_m = LOOPS.get(city).map_or(1.0, |route| route.length_m);
         Self {
             city,
@@ -386,6 +395,14 @@ mod tests {
         };
         assert_eq!(drive(1), drive(1));
         assert_ne!(drive(1), drive(2));
+    }
+
+    #[test]
+    fn most_vehicles_drive_in_two_cities_and_every_city_has_some() {
+        let mut counts = vec![0; CITIES.len()];
+        (0..100).for_each(|number| counts[city_of(number)] += 1);
+        assert_eq!(counts[..2], [40, 40]);
+        assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
     }
 
     #[test]

@@ -154,12 +154,30 @@ pub fn udp_accepted(answer: &[u8], packet: u16, avl: u8) -> Option<u32> {
 /// A codec 12 packet: a device's answer (type 6) or a command (type 5).
 #[must_use]
 pub fn text_packet(kind: u8, text: &str) -> Vec<u8> {
+    tcp_packet(&text_payload(kind, text))
+}
+
+/// What stands in a codec 12 packet, or in a datagram.
+#[must_use]
+pub fn text_payload(kind: u8, text: &str) -> Vec<u8> {
     let size = u32::try_from(text.len()).unwrap_or(u32::MAX);
     let mut payload = vec![0x0c, 1, kind];
     payload.extend(size.to_be_bytes());
     payload.extend(text.as_bytes());
     payload.push(1);
-    tcp_packet(&payload)
+    payload
+}
+
+/// The command in a datagram from the server, if it is one: it has the form it has over TCP.
+#[must_use]
+pub fn udp_command(datagram: &[u8]) -> Option<String> {
+    if !datagram.starts_with(&[0; 4]) {
+        return None;
+    }
+    match take_from_server(&mut datagram.to_vec())? {
+        FromServer::Command(text) => Some(text),
+        FromServer::Accepted(_) => None,
+    }
 }
 
 /// What the server sends over TCP after the login.
@@ -208,6 +226,13 @@ mod tests {
     }
 
     #[test]
+    fn a_datagram_is_a_command_or_an_answer() {
+        assert_eq!(udp_command(&text_packet(5, "getinfo")).as_deref(), Some("getinfo"));
+        assert_eq!(udp_command(&[0, 5, 0, 1, 1, 1, 3]), None);
+        assert_eq!(udp_command(&[0, 0, 0, 0, 0, 0, 0, 9, 1]), None);
+    }
+
+    #[test]
     fn the_checksum_is_the_known_one() {
         assert_eq!(crc16(b"123456789"), 0xbb3d);
     }
@@ -216,6 +241,7 @@ mod tests {
         #[test]
         fn anything_from_the_server_is_survived(mut bytes: Vec<u8>) {
             for _ in 0..10 {
+                let _command = udp_command(&bytes);
                 let _word = take_from_server(&mut bytes);
             }
         }

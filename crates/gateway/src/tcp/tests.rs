@@ -2,7 +2,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use fieldline_contracts::{Clock, MemoryBus, MemoryState, Platform, SystemClock};
 use fieldline_ingest::Ingest;
-use fieldline_model::{AccountId, ChannelId, SeriesKind, Transport};
+use fieldline_model::{AccountId, ChannelId, SeriesKind};
 use fieldline_router::LocalCommands;
 use fieldline_testkit::{MemoryRegistry, ScriptedHistory, teltonika};
 use proptest::prelude::*;
@@ -50,8 +50,7 @@ impl World {
         let (device, server) = tokio::io::duplex(bytes);
         let (now, channel) = (self.shared.now(), &self.channel);
         let (id, peer) = (self.shared.fresh_id(now), channel.address);
-        let connection =
-            Connection::new(id, channel.account, channel.id, Transport::Tcp, peer, now);
+        let connection = Connection::new(id, channel.settings(), peer, now);
         let (shared, channel) = (Arc::clone(&self.shared), Arc::clone(channel));
         let serving = Serving::new(shared, channel, server, Arc::new(connection), Instant::now());
         (device, tokio::spawn(serving.run()))
@@ -91,7 +90,7 @@ async fn a_connection_waits_in_little_memory() {
     let (device, server) = tokio::io::duplex(64);
     let (now, channel) = (world.shared.now(), &world.channel);
     let (id, peer) = (world.shared.fresh_id(now), channel.address);
-    let connection = Connection::new(id, channel.account, channel.id, Transport::Tcp, peer, now);
+    let connection = Connection::new(id, channel.settings(), peer, now);
     let (shared, channel) = (Arc::clone(&world.shared), Arc::clone(channel));
     let serving = Serving::new(shared, channel, server, Arc::new(connection), Instant::now());
     let bytes = size_of_val(&serving.run());

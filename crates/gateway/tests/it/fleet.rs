@@ -88,9 +88,20 @@ async fn wialon_ips_over_udp() {
 
 #[tokio::test]
 async fn a_simulated_tracker_obeys() {
+    obeys(Transport::Tcp).await;
+}
+
+#[tokio::test]
+async fn a_simulated_tracker_obeys_over_udp() {
+    obeys(Transport::Udp).await;
+}
+
+async fn obeys(transport: Transport) {
     let mut world = World::start(config()).await;
-    let (_, address) = world.open("teltonika").await;
-    let fleet = Fleet::new(Protocol::Teltonika, 2, 5.0, address.to_string(), Arc::new(SystemClock));
+    let address = world.create(&world.new_channel("teltonika", transport)).await;
+    let mut fleet =
+        Fleet::new(Protocol::Teltonika, 2, 5.0, address.to_string(), Arc::new(SystemClock));
+    fleet.udp = transport == Transport::Udp;
     let (stop, stats) = (CancellationToken::new(), Arc::new(Stats::default()));
     let running = tokio::spawn({
         let (fleet, stop, stats) = (fleet.clone(), stop.clone(), Arc::clone(&stats));

@@ -78,6 +78,10 @@ async fn an_unknown_device_registers_itself_where_the_channel_lets_it() {
     let log = world.log(SeriesKind::DeviceLog).await;
     let expected = ["connected", "login", "frame", "reply", "frame", "reply", "closed"];
     assert_eq!(kinds(&log), expected);
+    let frame = log[2].params();
+    assert_eq!(frame.get("channel.id"), Some(&Value::from(channel.id.to_string())));
+    assert_eq!(frame.get("protocol"), Some(&Value::from("teltonika")));
+    assert_eq!(frame.get("transport"), Some(&Value::from("tcp")));
     world.stop().await;
 }
 
