@@ -7,24 +7,26 @@ source "$(dirname "$0")/lib.sh"
 machine
 
 cargo build --release --locked --quiet --package fieldline-mdb --example mdb_bench
+mkdir "$WORK/mdb"
 ours=$("$TARGET/release/examples/mdb_bench" --dir "$WORK/mdb" --messages "${MESSAGES:-200000}" --export-csv "$WORK/messages.csv" | grep -E '^\{.*"bytes"' | tail -1)
 messages=$(python3 -c 'import json,sys; print(json.loads(sys.argv[1])["messages"])' "$ours")
 bytes=$(python3 -c 'import json,sys; print(json.loads(sys.argv[1])["bytes"])' "$ours")
 
 start_postgres
-header=$(head -1 "$WORK/messages.csv")
-python3 - "$WORK/messages.csv" "$WORK/jsonb.csv" <<'PY'
+python3 - "$WORK/messages.csv" "$WORK/jsonb.csv" >"$WORK/columns" <<'PY'
 import csv, json, sys
 with open(sys.argv[1]) as source, open(sys.argv[2], "w", newline="") as target:
-    out = csv.writer(target)
-    for row in csv.DictReader(source):
-        device, timestamp = row.pop("device"), row.pop("timestamp")
-        out.writerow([device, timestamp, json.dumps({k: float(v) for k, v in row.items() if v != ""})])
+    rows, out = csv.DictReader(source), csv.writer(target)
+    values = [name for name in rows.fieldnames if name not in ("device", "timestamp_us", "received_us")]
+    for row in rows:
+        message = {name: json.loads(row[name]) for name in values if row[name]}
+        out.writerow([row["device"], row["timestamp_us"], row["received_us"], json.dumps(message)])
+kinds = {"engine.ignition": "bool"}
+print(", ".join(f'"{name}" {kinds.get(name, "float8")}' for name in values))
 PY
-columns=$(echo "$header" | tr -d '\r' | tr ',' '\n' | grep -vE '^(device|timestamp)$' | sed 's/.*/"&" float8/' | paste -sd,)
 psql -q -v ON_ERROR_STOP=1 <<SQL
-CREATE TABLE jsonb_rows (device text, ts int8, message jsonb);
-CREATE TABLE typed_rows (device text, ts int8, $columns);
+CREATE TABLE jsonb_rows (device uuid, ts int8, received int8, message jsonb);
+CREATE TABLE typed_rows (device uuid, ts int8, received int8, $(cat "$WORK/columns"));
 \\copy jsonb_rows FROM '$WORK/jsonb.csv' CSV
 \\copy typed_rows FROM '$WORK/messages.csv' CSV HEADER
 CREATE INDEX ON jsonb_rows (device, ts);
