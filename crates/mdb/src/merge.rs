@@ -34,6 +34,15 @@ const INPUTS_MAX: usize = 32;
 
 /// Merges until the shard stops.
 pub(crate) fn run(shard: &Shard) {
+    // Damage is to be known before somebody asks for what it hides.
+    for segment in &shard.version().segments {
+        if shard.sealing.lock().stop {
+            return;
+        }
+        if let Err(cause) = segment.footer() {
+            error!(shard = shard.number, %cause, "the index of a segment cannot be read");
+        }
+    }
     loop {
         match merge_once(shard) {
             Ok(true) => {}

@@ -35,6 +35,9 @@ pub(crate) struct Opened {
     pub(crate) lock: Box<dyn Send + Sync>,
 }
 
+/// Ends the names of what was cut off damaged logs; one that is empty stands for a lost file.
+const DAMAGED: &str = ".damaged";
+
 /// The format this program writes.
 const FORMAT: u32 = 1;
 
@@ -203,6 +206,8 @@ fn open_shard(shared: &Shared<'_>, number: u16) -> Result<(Arc<Shard>, Writer), 
     // and all that it names is there.
     manifest.write(&***disk, &dir).map_err(io::Error::from).map_err(io_error("write", &dir))?;
     let logs = sweep(&***disk, &dir, &names, &manifest);
+    let mut damaged: Vec<String> =
+        names.iter().filter(|name| name.ends_with(DAMAGED)).cloned().collect();
     let sealed_seq = manifest.next_seq - 1;
     let version = Version { segments, sealed_seq, retained: 0 };
     let (newest, snapshot_bytes) = read_newest(&***disk, &dir, &manifest, &version);
@@ -213,8 +218,19 @@ fn open_shard(shared: &Shared<'_>, number: u16) -> Result<(Arc<Shard>, Writer), 
         newest,
         next_seq: manifest.next_seq,
     };
-    for log in &logs {
-        recovery.log(&***disk, &dir, *log, number, config, clock)?;
+    // Numbers are given without gaps, and files are removed from the first on.
+    for log in manifest.log_from..logs.last().map_or(0, |last| last + 1) {
+        let sound = if logs.binary_search(&log).is_ok() {
+            let newest = logs.last() == Some(&log);
+            recovery.log(&***disk, &dir, (log, newest), number, config, clock)?
+        } else {
+            missing(&***disk, &dir, log).map_err(io_error("write in", &dir))?;
+            false
+        };
+        let name = format!("{}{DAMAGED}", wal::file_name(log));
+        if !sound && !damaged.contains(&name) {
+            damaged.push(name);
+        }
     }
     let next_file = logs.last().map_or(manifest.log_from, |last| last + 1);
     let messages = recovery.active.messages.len()
@@ -237,6 +253,8 @@ fn open_shard(shared: &Shared<'_>, number: u16) -> Result<(Arc<Shard>, Writer), 
         snapshot_bytes: AtomicU64::new(snapshot_bytes),
         replacing: Mutex::new(()),
         snapshotting: Mutex::new(()),
+        trouble: Mutex::new(None),
+        damaged_logs: damaged.len(),
         sealing: Mutex::new(Sealing::default()),
         frozen: Condvar::new(),
         sealed: Condvar::new(),
@@ -336,17 +354,17 @@ fn read_newest(
 }
 
 impl Recovery {
-    /// Takes in one log file, and cuts off what is torn.
+    /// Takes in one log file, and cuts off what is torn. False where it is damaged.
     fn log(
         &mut self,
         disk: &dyn Disk,
         dir: &Path,
-        number: u64,
+        (number, is_newest): (u64, bool),
         shard: u16,
         config: &MdbConfig,
         clock: &Arc<dyn Clock>,
-    ) -> Result<(), OpenError> {
-        let name = format!("wal-{number:012}.log");
+    ) -> Result<bool, OpenError> {
+        let name = wal::file_name(number);
         let path = dir.join(&name);
         let file = disk.open(&path).map_err(io_error("open", &path))?;
         let bytes = read_all(&*file).map_err(io_error("read", &path))?;
@@ -379,16 +397,39 @@ impl Recovery {
             active.since.get_or_insert(clock.now());
         }
         active.files.push(number);
+        let rest = bytes.get(extent.sound..).unwrap_or(&[]);
+        // A header is durable before a frame follows it, and a file's end before the next
+        // file is begun: only the end of the newest file can be torn.
+        let damaged = extent.more
+            || (!rest.is_empty() && !is_newest)
+            || (!extent.header && bytes.len() > wal::HEADER_BYTES);
+        if damaged {
+            let cut = if rest.is_empty() { bytes.get(..wal::HEADER_BYTES) } else { Some(rest) };
+            let kept = replace(disk, dir, &format!("{name}{DAMAGED}"), cut.unwrap_or(&[]));
+            kept.map_err(io::Error::from).map_err(io_error("keep what is damaged of", &path))?;
+            metrics::counter!("fieldline_mdb_log_damaged_total").increment(1);
+            error!(path = %path.display(), offset = extent.sound, bytes = rest.len(), header = extent.header,
+                "the log is damaged; what cannot be read is kept beside it as .damaged");
+            // Messages in there were seen: their numbers must not be given again.
+            *next_seq += (rest.len() / wal::MESSAGE_BYTES_MIN) as u64 + 1;
+        } else if !rest.is_empty() {
+            info!(path = %path.display(), offset = extent.sound, bytes = rest.len(),
+                "a torn tail was cut off the log");
+        }
         // From now on these messages are known, and a sender of duplicates is told that
         // they are durable. They may be in the system's memory only: the process before
         // was killed before its sync, or its sync failed, after which another sync alone
         // says nothing. Writing the same bytes again and syncing them does.
-        if let Some(sound) = bytes.get(..extent.sound).filter(|sound| !sound.is_empty()) {
-            let written = file.write_all_at(sound, 0).and_then(|()| file.sync());
+        if let Some(frames) = bytes.get(wal::HEADER_BYTES..extent.sound) {
+            let written = file
+                .write_all_at(&wal::header(number, shard), 0)
+                .and_then(|()| file.write_all_at(frames, wal::HEADER_BYTES as u64))
+                .and_then(|()| file.sync());
             written.map_err(io_error("sync", &path))?;
         }
-        if extent.sound < bytes.len() {
-            cut(disk, dir, &name, &*file, &bytes, extent).map_err(io_error("cut", &path))?;
+        if !rest.is_empty() {
+            let cut = file.set_len(extent.sound as u64).and_then(|()| file.sync());
+            cut.map_err(io_error("cut", &path))?;
         }
         // As full as the writer lets them become.
         if active.bytes + dict.bytes >= config.memtable_bytes_max
@@ -399,30 +440,14 @@ impl Recovery {
             self.newest.extend(known);
             self.frozen.push_back(Arc::new(std::mem::take(&mut self.active)));
         }
-        Ok(())
+        Ok(!damaged)
     }
 }
 
-/// Cuts a log file at its last sound frame. Where sound frames follow, bytes that
-/// were acknowledged are damaged: then what is cut off is kept for a person to look at.
-fn cut(
-    disk: &dyn Disk,
-    dir: &Path,
-    name: &str,
-    file: &dyn DiskFile,
-    bytes: &[u8],
-    extent: wal::Extent,
-) -> io::Result<()> {
-    let path = dir.join(name);
-    let rest = bytes.get(extent.sound..).unwrap_or(&[]);
-    if extent.more {
-        metrics::counter!("fieldline_mdb_log_damaged_total").increment(1);
-        replace(disk, dir, &format!("{name}.damaged"), rest)?;
-        error!(path = %path.display(), offset = extent.sound, bytes = rest.len(),
-            "the log is damaged before its end; what follows is kept beside it as .damaged");
-    } else {
-        info!(path = %path.display(), offset = extent.sound, bytes = rest.len(), "a torn tail was cut off the log");
-    }
-    file.set_len(extent.sound as u64)?;
-    file.sync()
+/// A log file is not there though a later one is: leaves a mark of it.
+fn missing(disk: &dyn Disk, dir: &Path, number: u64) -> io::Result<()> {
+    let path = dir.join(wal::file_name(number));
+    metrics::counter!("fieldline_mdb_log_damaged_total").increment(1);
+    error!(path = %path.display(), "a log file is missing, and the messages in it are lost");
+    Ok(replace(disk, dir, &format!("{}{DAMAGED}", wal::file_name(number)), &[])?)
 }

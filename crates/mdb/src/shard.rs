@@ -24,6 +24,7 @@ use crate::queue::Queue;
 use crate::read::Found;
 use crate::segment::Segment;
 use crate::snapshot::{self, Latest, SnapshotReader};
+use crate::wal;
 
 /// What readers see; changed under one lock, so that a message is never seen
 /// twice nor missed while it moves from memory to disk.
@@ -77,6 +78,10 @@ pub(crate) struct Shard {
     pub(crate) replacing: Mutex<()>,
     /// Held by what replaces the snapshot: sealing and retention.
     pub(crate) snapshotting: Mutex<()>,
+    /// Why nothing can be appended now.
+    pub(crate) trouble: Mutex<Option<HistoryError>>,
+    /// Log files that were found damaged and of which what is left lies beside them.
+    pub(crate) damaged_logs: usize,
     pub(crate) sealing: Mutex<Sealing>,
     /// Something was frozen, or the sealer is to stop.
     pub(crate) frozen: Condvar,
@@ -95,7 +100,7 @@ pub(crate) fn corrupt(path: &Path, offset: u64, reason: &str) -> HistoryError {
 
 impl Shard {
     pub(crate) fn wal_path(&self, number: u64) -> PathBuf {
-        self.dir.join(format!("wal-{number:012}.log"))
+        self.dir.join(wal::file_name(number))
     }
 
     /// Notes that a log file was begun: it belongs to the memtable that is filled now.
@@ -193,6 +198,39 @@ impl Shard {
         let made = self.disk.create(&path).and_then(|file| file.write_all_at(&zeros, 0));
         if made.is_err() {
             self.discard(&path);
+        }
+    }
+
+    /// What keeps it from storing or reading, in words that name no paths.
+    pub(crate) fn problems(&self, into: &mut Vec<String>) {
+        let number = self.number;
+        let because = |error: &HistoryError| match error {
+            HistoryError::Full(_) => "no space is left on the disk".to_owned(),
+            HistoryError::Busy => "sealing does not keep up".to_owned(),
+            other => format!("the disk fails ({})", other.code()),
+        };
+        if let Some(trouble) = &*self.trouble.lock() {
+            let why = because(trouble);
+            into.push(format!("shard {number} of the message store cannot append: {why}"));
+        }
+        if let Some(failed) = &self.sealing.lock().failed {
+            let why = because(failed);
+            into.push(format!("shard {number} of the message store cannot seal messages: {why}"));
+        }
+        if self.damaged_logs > 0 {
+            let count = self.damaged_logs;
+            into.push(format!(
+                "shard {number} of the message store had {count} damaged or lost log files: messages may \
+                 be missing; what is left of them lies in its directory as *.damaged until it is removed"
+            ));
+        }
+        let damaged = |segment: &&Arc<Segment>| segment.damaged.load(Ordering::Relaxed);
+        let count = self.version().segments.iter().filter(damaged).count();
+        if count > 0 {
+            into.push(format!(
+                "shard {number} of the message store has {count} damaged segments: some messages cannot \
+                 be read; restore them from a backup"
+            ));
         }
     }
 

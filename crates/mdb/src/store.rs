@@ -386,6 +386,14 @@ impl History for Mdb {
         stats
     }
 
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for shard in &self.shards {
+            shard.problems(&mut problems);
+        }
+        problems
+    }
+
     async fn close(&self) -> Result<(), HistoryError> {
         self.check_open()?;
         self.stop();

@@ -44,6 +44,11 @@ const NAME: u8 = 2;
 const SHAPE: u8 = 3;
 const MESSAGE: u8 = 4;
 
+/// The name of file `number`.
+pub(crate) fn file_name(number: u64) -> String {
+    format!("wal-{number:012}.log")
+}
+
 /// What stands at the head of file `number`.
 pub(crate) fn header(number: u64, shard: u16) -> [u8; HEADER_BYTES] {
     let mut out = [0; HEADER_BYTES];
@@ -178,11 +183,16 @@ pub(crate) struct ReplayedShape {
 /// How far a file could be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Extent {
-    /// Bytes up to the end of the last sound frame; 0 if the header is not sound.
+    /// Bytes up to the end of the last sound frame; 0 if nothing is sound.
     pub(crate) sound: usize,
+    /// Whether the header is sound.
+    pub(crate) header: bool,
     /// Whether a sound frame follows what is damaged: then it is no torn tail.
     pub(crate) more: bool,
 }
+
+/// Fewest bytes of one message in a file: what bounds how many are in damaged bytes.
+pub(crate) const MESSAGE_BYTES_MIN: usize = 14;
 
 #[derive(Default)]
 struct Names {
@@ -192,16 +202,20 @@ struct Names {
 }
 
 /// Reads file `number` of `shard`: hands over every message of every sound frame,
-/// up to the first that is not. A frame is handed over whole or not at all.
+/// up to the first that is not. A frame is handed over whole or not at all. What the
+/// header says is in every checksum, too: frames are read where it is damaged.
 pub(crate) fn replay(
     bytes: &[u8],
     number: u64,
     shard: u16,
     mut visit: impl FnMut(Replayed<'_>),
 ) -> Extent {
-    if bytes.get(..HEADER_BYTES) != Some(&header(number, shard)[..]) {
-        return Extent { sound: 0, more: false };
-    }
+    let has_header = bytes.get(..HEADER_BYTES) == Some(&header(number, shard)[..]);
+    let mut next_seq = 0;
+    let mut visit = |message: Replayed<'_>| {
+        next_seq = message.seq.saturating_add(1);
+        visit(message);
+    };
     let mut known = Names::default();
     let mut sound = HEADER_BYTES;
     while let Some((payload, end)) = frame_at(bytes, sound, number) {
@@ -213,7 +227,9 @@ pub(crate) fn replay(
         debug_assert!(read.is_ok(), "the dry run passed");
         sound = end;
     }
-    Extent { sound, more: sound < bytes.len() && frame_after(bytes, sound, number) }
+    let more = sound < bytes.len() && frame_after(bytes, sound, number, next_seq);
+    let sound = if has_header || sound > HEADER_BYTES { sound } else { 0 };
+    Extent { sound, header: has_header, more }
 }
 
 /// `bytes` as a log file: a header before them, and every frame with its right checksum.
@@ -246,21 +262,31 @@ fn frame_at(bytes: &[u8], start: usize, number: u64) -> Option<(&[u8], usize)> {
 }
 
 /// Whether a sound frame follows the damaged one at `start`, by its own length or
-/// anywhere in the next bytes. Looks at a bounded number of places.
-fn frame_after(bytes: &[u8], start: usize, number: u64) -> bool {
-    const PLACES_MAX: usize = 1 << 16;
-    // Checksums are taken over as much; enough for a torn tail of any one group.
-    const BYTES_MAX: usize = 64 << 20;
+/// anywhere behind it. Checksums are taken only where a frame could begin: its
+/// first sequence is not before `next_seq`, and an item follows.
+fn frame_after(bytes: &[u8], start: usize, number: u64, next_seq: u64) -> bool {
+    /// Checksums are taken over as many bytes.
+    const BYTES_MAX: usize = 256 << 20;
+    /// More numbers are not given between two frames of one file.
+    const SEQS_MAX: u64 = 1 << 40;
     let declared = bytes.get(start..).and_then(|b| Input(b).u32().ok());
     let by_length = declared.map(|length| start + FRAME_HEADER_BYTES + length as usize);
     if by_length.is_some_and(|at| frame_at(bytes, at, number).is_some()) {
         return true;
     }
+    let begins = |frame: &[u8]| -> Decoded<usize> {
+        let mut input = Input(frame);
+        let (length, _crc) = (input.u32()?, input.u32()?);
+        let fits = length > 0 && length as usize <= FRAME_BYTES_MAX.min(input.left());
+        let seq = input.varint()?;
+        let follows = seq >= next_seq && seq - next_seq < SEQS_MAX;
+        let item = (SERIES..=MESSAGE).contains(&input.u8()?);
+        if fits && follows && item { Ok(length as usize) } else { Err(Damage("no frame")) }
+    };
     let mut budget = BYTES_MAX;
-    for at in start + 1..bytes.len().min(start + PLACES_MAX) {
-        let length = bytes.get(at..).and_then(|b| Input(b).u32().ok()).unwrap_or(0) as usize;
-        let fits = length > 0 && length <= bytes.len() - at;
-        if fits && length <= budget {
+    for at in start + 1..bytes.len() {
+        let Ok(length) = begins(bytes.get(at..).unwrap_or(&[])) else { continue };
+        if length <= budget {
             budget -= length;
             if frame_at(bytes, at, number).is_some() {
                 return true;

@@ -9,7 +9,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fieldline_contracts::HistoryError;
 use fieldline_model::{Cursor, Receipt, Series};
@@ -27,6 +27,8 @@ use crate::wal::{Frames, HEADER_BYTES, Record, header};
 
 /// A larger buffer, left by a large group, is not kept for the next.
 const FRAME_BUFFER_BYTES_KEPT: usize = 1 << 20;
+/// How often a failure that lasts is logged.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The file that is written now.
 struct LogFile {
@@ -63,6 +65,8 @@ pub(crate) struct Writer {
     /// late costs a look-up; one that is too early would let a duplicate in.
     newest: FoldMap<Series, i64>,
     frame_buffer: Vec<u8>,
+    /// When a failure was last logged, while nothing can be appended.
+    complained: Option<Instant>,
 }
 
 /// Why nothing can be appended, in the caller's words.
@@ -85,7 +89,16 @@ impl Writer {
         // Nothing is defined in the file that is still to be made.
         dict.epoch = 1;
         let log = Log::Absent;
-        Self { shard, dict, log, next_file, next_seq, newest, frame_buffer: Vec::new() }
+        Self {
+            shard,
+            dict,
+            log,
+            next_file,
+            next_seq,
+            newest,
+            frame_buffer: Vec::new(),
+            complained: None,
+        }
     }
 
     /// Writes until the queue is closed and empty.
@@ -120,6 +133,10 @@ impl Writer {
             self.refuse(jobs, &error);
             return;
         }
+        if self.shard.trouble.lock().take().is_some() {
+            self.complained = None;
+            info!(shard = self.shard.number, "messages are appended again");
+        }
         let stored = group.messages.len();
         counter!("fieldline_mdb_messages_total", "shard" => label.clone()).increment(stored as u64);
         counter!("fieldline_mdb_duplicates_total", "shard" => label.clone())
@@ -142,12 +159,24 @@ impl Writer {
     }
 
     fn refuse(&self, jobs: Vec<Job>, error: &HistoryError) {
+        // Before anybody is answered, who may ask for the reason at once.
+        *self.shard.trouble.lock() = Some(error.clone());
         counter!("fieldline_mdb_refused_total", "shard" => self.shard.label.clone(), "code" => error.code())
             .increment(jobs.iter().map(|job| job.messages.len() as u64).sum());
         for job in jobs {
             drop(job.room);
             drop(job.reply.send(Err(error.clone())));
         }
+    }
+
+    /// Whether a failure is to be logged: the first, then one every ten seconds.
+    fn complains(&mut self) -> bool {
+        let now = Instant::now();
+        let again = self.complained.is_none_or(|last| now - last >= COMPLAINT_INTERVAL);
+        if again {
+            self.complained = Some(now);
+        }
+        again
     }
 
     /// Waits, within a bound, while the memtable is full and too many are to be sealed.
@@ -263,6 +292,7 @@ impl Writer {
     fn heal(&mut self, failure: Failure) -> HistoryError {
         // The file may forget definitions of the group: they are written again.
         self.dict.epoch += 1;
+        let complains = self.complains();
         let Log::Ready(log) = std::mem::replace(&mut self.log, Log::Absent) else {
             return HistoryError::Failed("the log is not ready".to_owned());
         };
@@ -273,7 +303,9 @@ impl Writer {
             Failure::Sync(cause) => ("sync", cause, false),
         };
         let answer = refusal(action, &log.path, cause);
-        error!(path = %log.path.display(), %cause, "the log could not be made durable, appends are refused");
+        if complains {
+            error!(path = %log.path.display(), %cause, "the log could not be made durable, appends are refused");
+        }
         match log.file.set_len(log.durable).and_then(|()| log.file.sync()) {
             Ok(()) if reusable => self.log = Log::Ready(log),
             Ok(()) => {}
@@ -309,17 +341,18 @@ impl Writer {
         }
         let number = self.next_file;
         let path = self.shard.wal_path(number);
-        let made = self.create(number, &path);
-        // A number is used once, whatever became of the file.
-        self.next_file += 1;
-        match made {
+        match self.create(number, &path) {
             Ok(file) => {
+                // Only now: a gap in the numbers says that a file was lost.
+                self.next_file += 1;
                 self.log = Log::Ready(LogFile { number, path, file, durable: HEADER_BYTES as u64 });
                 self.shard.log_began(number);
                 Ok(())
             }
             Err(error) => {
-                warn!(path = %path.display(), %error, "no new log file could be made");
+                if self.complains() {
+                    warn!(path = %path.display(), %error, "no new log file could be made");
+                }
                 drop(self.shard.disk.remove(&path));
                 counter!("fieldline_mdb_write_errors_total", "shard" => self.shard.label.clone())
                     .increment(1);

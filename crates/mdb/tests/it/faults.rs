@@ -400,3 +400,125 @@ async fn fill(dir: std::path::PathBuf) {
     assert_eq!(count, stored);
     assert!(stored > 50);
 }
+
+/// Three groups in the first log file, one in the second, and where the groups of the first end.
+async fn two_logs() -> (FakeDisk, Vec<std::path::PathBuf>, Vec<usize>) {
+    let disk = FakeDisk::new();
+    let store = open(&disk.disk(), small()).unwrap();
+    let mut ends = Vec::new();
+    for n in 0..3 {
+        append(&store, batch(n * 5, n * 5 + 5)).await;
+        ends.push(disk.content(&disk.find("wal-")[0]).len());
+    }
+    disk.fail_syncs(1);
+    assert!(store.append(batch(90, 91)).await.is_err());
+    append(&store, batch(15, 20)).await;
+    drop(store);
+    let logs = disk.find("wal-");
+    assert_eq!(logs.len(), 2);
+    (disk, logs, ends)
+}
+
+#[tokio::test]
+async fn a_damaged_header_of_a_log_costs_no_message() {
+    for at in 0..22 {
+        let (disk, logs, _) = two_logs().await;
+        disk.tamper(&logs[0], |bytes| bytes[at] ^= 1);
+        for _ in 0..2 {
+            let store = open(&disk.disk(), small()).unwrap();
+            assert_eq!(numbers(&all(&store, device(1)).await), (0..20).collect::<Vec<_>>());
+            assert_eq!(disk.find(".damaged").len(), 1);
+            assert!(
+                store.problems()[0].contains("1 damaged or lost log"),
+                "{:?}",
+                store.problems()
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_ends_early_though_another_follows_is_told() {
+    let (disk, logs, ends) = two_logs().await;
+    assert_eq!(open(&disk.disk(), small()).unwrap().problems(), Vec::<String>::new());
+    disk.tamper(&logs[0], |bytes| bytes.truncate(ends[1] - 3));
+    let store = open(&disk.disk(), small()).unwrap();
+    let left: Vec<i64> = (0..5).chain(15..20).collect();
+    assert_eq!(numbers(&all(&store, device(1)).await), left);
+    assert_eq!(disk.find(".damaged").len(), 1);
+    assert_eq!(store.problems().len(), 1);
+    assert!(!store.problems()[0].contains("/store"), "a path is told");
+}
+
+#[tokio::test]
+async fn a_log_that_is_missing_between_others_is_told() {
+    let (disk, logs, _) = two_logs().await;
+    disk.disk().remove(&logs[0]).unwrap();
+    for _ in 0..2 {
+        let store = open(&disk.disk(), small()).unwrap();
+        assert_eq!(numbers(&all(&store, device(1)).await), [15, 16, 17, 18, 19]);
+        assert_eq!(store.problems().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn numbers_of_messages_that_were_lost_are_not_given_again() {
+    let disk = FakeDisk::new();
+    let store = open(&disk.disk(), small()).unwrap();
+    append(&store, batch(0, 5)).await;
+    let log = disk.find("wal-").pop().unwrap();
+    let first = disk.content(&log).len();
+    append(&store, batch(5, 10)).await;
+    let seen = append(&store, batch(10, 15)).await.last().unwrap().cursor;
+    drop(store);
+    disk.tamper(&log, |bytes| bytes[first + 20] ^= 4);
+    let store = open(&disk.disk(), small()).unwrap();
+    append(&store, batch(20, 23)).await;
+    assert_eq!(numbers(&tail(&store, seen, 2).await), [20, 21, 22]);
+    assert_eq!(numbers(&tail(&store, Cursor::default(), 2).await), [0, 1, 2, 3, 4, 20, 21, 22]);
+}
+
+/// A frame's length that is damaged hides where the next begins: it is looked for.
+#[tokio::test]
+async fn a_sound_frame_far_behind_a_damaged_length_is_found() {
+    let disk = FakeDisk::new();
+    let config = fieldline_mdb::MdbConfig::default;
+    let store = open(&disk.disk(), config()).unwrap();
+    let text = fieldline_model::Value::from("fieldline".repeat(20_000));
+    let large = crate::common::params([("text", text)]);
+    let at = crate::common::START.plus_micros(1);
+    append(&store, vec![fieldline_model::Accepted::own(device(1), at, large)]).await;
+    append(&store, batch(1, 5)).await;
+    drop(store);
+    let log = disk.find("wal-").pop().unwrap();
+    disk.tamper(&log, |bytes| bytes[23] ^= 8);
+    let store = open(&disk.disk(), config()).unwrap();
+    assert_eq!(disk.find(".damaged").len(), 1, "acknowledged bytes were thrown away");
+    assert_eq!(store.problems().len(), 1);
+}
+
+#[tokio::test]
+async fn what_keeps_the_store_from_storing_or_reading_is_told() {
+    let disk = FakeDisk::new();
+    let store = open(&disk.disk(), small()).unwrap();
+    append(&store, batch(0, 5)).await;
+    disk.set_space(Some(0));
+    assert!(store.append(batch(5, 10)).await.is_err());
+    let problems = store.problems();
+    assert!(problems[0].contains("no space is left"), "{problems:?}");
+    disk.set_space(None);
+    append(&store, batch(5, 10)).await;
+    assert_eq!(store.problems(), Vec::<String>::new());
+    store.seal().await.unwrap();
+    drop(store);
+    let segment = disk.find(".seg").pop().unwrap();
+    disk.tamper(&segment, |bytes| bytes.truncate(bytes.len() - 1));
+    let store = open(&disk.disk(), small()).unwrap();
+    for _ in 0..100 {
+        if !store.problems().is_empty() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert!(store.problems()[0].contains("1 damaged segment"), "{:?}", store.problems());
+}
