@@ -17,6 +17,7 @@ use crate::api::protocols::Programs;
 use crate::idempotency::Idempotency;
 use crate::route::Route;
 use crate::routes::ROUTES;
+use crate::server::Connections;
 use crate::tenants::{TenantLimits, Tenants};
 use crate::{RestConfig, Services};
 
@@ -32,6 +33,7 @@ pub(crate) struct App {
     pub(crate) tenants: Tenants,
     pub(crate) idempotency: Idempotency,
     pub(crate) programs: Programs,
+    pub(crate) connections: Connections,
     pub(crate) decodes: Semaphore,
     pub(crate) nameless: Arc<Semaphore>,
     pub(crate) openapi: Bytes,
@@ -98,6 +100,7 @@ impl App {
             tenants: Tenants::new(limits),
             idempotency: Idempotency::default(),
             programs: Programs::new(),
+            connections: Connections::default(),
             decodes: Semaphore::new(DECODES_AT_ONCE_MAX),
             nameless: Arc::new(Semaphore::new(NAMELESS_MAX)),
             openapi: Bytes::from(crate::openapi()),

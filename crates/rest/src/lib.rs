@@ -20,6 +20,7 @@ mod console;
 mod document;
 mod idempotency;
 mod live;
+mod numbers;
 mod objects;
 mod patch;
 mod problem;

@@ -153,7 +153,25 @@ pub(crate) fn check_text(member: &str, text: &str, most: usize) -> Result<(), Pr
     if text.chars().any(char::is_control) {
         return Err(Problem::member(member, "holds control characters"));
     }
+    if let Some(wrong) = text.chars().find(|c| unseen(*c)) {
+        let wrong = wrong.escape_unicode();
+        return Err(Problem::member(member, format!("holds the invisible character {wrong}")));
+    }
     Ok(())
+}
+
+/// Whether a character is not seen, or turns the direction of those that are: two names could look
+/// the same. Those that join letters are not among them, as some scripts need them.
+pub(crate) const fn unseen(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}'
+        | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+        | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// Whether a character joins letters or keeps them apart.
+pub(crate) const fn joins(c: char) -> bool {
+    matches!(c, '\u{200c}' | '\u{200d}')
 }
 
 /// Checks a text that must not be empty.

@@ -29,7 +29,7 @@ pub(crate) struct Document {
     detail: String,
     /// Stable name of the kind of problem.
     code: &'static str,
-    /// Places, where there are several: members of the body, or lines of a source text.
+    /// Places, where there are several: lines of a source text. A single member of the body is named by `member`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<Object>)]
     errors: Vec<Json>,
@@ -121,6 +121,12 @@ impl Problem {
         self
     }
 
+    /// With another title than is usual for its code.
+    pub(crate) fn titled(mut self, title: &'static str) -> Self {
+        self.0.title = title;
+        self
+    }
+
     /// With a further member.
     pub(crate) fn with(mut self, name: &str, value: impl Into<Json>) -> Self {
         self.0.more.insert(name.to_owned(), value.into());
@@ -135,8 +141,8 @@ impl Problem {
 
     /// A value of a member that is not possible.
     pub(crate) fn member(name: &str, detail: impl std::fmt::Display) -> Self {
-        let error = serde_json::json!({ "member": name, "message": detail.to_string() });
-        Self::invalid(format!("`{name}`: {detail}")).with_errors(vec![error])
+        // Said once: `errors` is for where there are several.
+        Self::invalid(format!("`{name}`: {detail}")).with("member", name)
     }
 
     /// A fault of ours: the log has the details, the client does not.
@@ -147,6 +153,11 @@ impl Problem {
 
     pub(crate) fn status(&self) -> StatusCode {
         StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    /// Whether it says that the outcome is not known.
+    pub(crate) fn is_timeout(&self) -> bool {
+        self.0.code == "timeout"
     }
 
     pub(crate) fn detail(&self) -> &str {

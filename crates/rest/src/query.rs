@@ -81,6 +81,18 @@ impl Query {
         self.parsed::<Timestamp>(name)
     }
 
+    /// The times `from` and `to`; all of time where they are not given.
+    pub(crate) fn span(&self) -> Result<(Timestamp, Timestamp), Problem> {
+        let from = self.time("from")?.unwrap_or(Timestamp::MIN);
+        let to = self.time("to")?.unwrap_or(Timestamp::MAX);
+        if from > to {
+            return Err(Problem::bad_query(format!(
+                "`from` ({from}) is later than `to` ({to}): exchange them"
+            )));
+        }
+        Ok((from, to))
+    }
+
     /// `true` or `false`.
     pub(crate) fn flag(&self, name: &str) -> Result<Option<bool>, Problem> {
         match self.get(name) {
@@ -102,7 +114,7 @@ impl Query {
         match text.parse::<u64>() {
             Ok(number) if number >= *range.start() => Ok(number.min(*range.end())),
             _ => Err(Problem::bad_query(format!(
-                "`{name}` is not a whole number from {} to {}",
+                "`{name}` is not a whole number of at least {}; above {} it counts as that",
                 range.start(),
                 range.end()
             ))),
@@ -113,6 +125,17 @@ impl Query {
     pub(crate) fn limit(&self, default: u64, most: u64) -> Result<usize, Problem> {
         let limit = self.number("limit", default, 1..=most)?;
         usize::try_from(limit).map_err(Problem::fault)
+    }
+
+    /// The number after which the page begins.
+    pub(crate) fn after_number(&self) -> Result<Option<u64>, Problem> {
+        let read = |text: &str| text.parse().map_err(|_| wrong_cursor());
+        self.get("cursor").map(read).transpose()
+    }
+
+    /// Refuses a cursor, for lists that have one page only.
+    pub(crate) fn one_page(&self) -> Result<(), Problem> {
+        self.get("cursor").map_or(Ok(()), |_| Err(wrong_cursor()))
     }
 
     /// The id after which the page begins.
@@ -186,6 +209,22 @@ mod tests {
     fn unknown_parameters_are_named_with_the_known_ones() {
         let problem = read("lable=a:b").unwrap_err();
         assert!(problem.detail().contains("`lable`") && problem.detail().contains("`label`"));
+    }
+
+    #[test]
+    fn a_span_goes_forward_and_cursors_are_worded_alike() {
+        const NAMES: [&str; 3] = ["from", "to", "cursor"];
+        let read = |text: &str| Query::read(Some(text), NAMES.into_iter()).unwrap();
+        assert!(read("from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z").span().is_err());
+        assert!(read("from=5&to=5").span().is_ok() && read("").span().is_ok());
+        let wrong = read("cursor=zzz");
+        let texts = [
+            wrong.after_number().unwrap_err(),
+            wrong.after_id().unwrap_err(),
+            wrong.after_message().unwrap_err(),
+            wrong.one_page().unwrap_err(),
+        ];
+        assert!(texts.iter().all(|problem| problem.detail() == wrong_cursor().detail()));
     }
 
     #[test]

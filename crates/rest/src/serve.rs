@@ -16,7 +16,7 @@ use hyper::{Method, Request, Response};
 use crate::app::App;
 use crate::call::{Call, Ctx};
 use crate::console;
-use crate::idempotency::Begun;
+use crate::idempotency::{Begun, Ending, Key};
 use crate::problem::Problem;
 use crate::query::Query;
 use crate::route::{Answer, Handler, Route};
@@ -127,7 +127,7 @@ async fn routed(
             {
                 return Err(missing_scope(&identity, scope));
             }
-            let _place = app.tenants.request(identity.account)?;
+            let place = app.tenants.request(identity.account)?;
             call.body = read_body(app, route, &call, body).await?;
             let key = match call.header("idempotency-key") {
                 Some(key) if route.method == "POST" => {
@@ -145,39 +145,39 @@ async fn routed(
             let Some(key) = key else {
                 return run(app, route, handler(Ctx { call, identity })).await;
             };
-            // Should the client go away in the midst, the key is free again.
-            let unkept = Unkept { app, key: Some(key) };
-            let answer = run(app, route, handler(Ctx { call, identity })).await;
-            unkept.keep(answer, route).await
+            // To its end, even if the client goes away: who repeats it then gets this answer.
+            let (owned, place) = (Arc::clone(app), place);
+            let whole = async move {
+                let answer = keep(&owned, &key, route, handler(Ctx { call, identity })).await;
+                drop(place);
+                answer
+            };
+            app.tasks.spawn(whole).await.map_err(Problem::fault)?
         }
     }
 }
 
-/// A key whose answer is not known yet.
-struct Unkept<'a> {
-    app: &'a App,
-    key: Option<crate::idempotency::Key>,
-}
-
-impl Unkept<'_> {
-    async fn keep(mut self, answer: Answer, route: &Route) -> Answer {
-        let response = answer.unwrap_or_else(Problem::into_response);
-        let Some(key) = self.key.take() else { return Ok(response) };
-        let (parts, body) = response.into_parts();
-        // A whole body in memory is there at once.
-        let body = body.collect().await.map_err(Problem::fault)?.to_bytes();
-        let (status, headers) = (parts.status, &parts.headers);
-        self.app.idempotency.finish(&key, status, headers, &body, route.secret);
-        Ok(Response::from_parts(parts, Full::new(body)))
-    }
-}
-
-impl Drop for Unkept<'_> {
-    fn drop(&mut self) {
-        if let Some(key) = self.key.take() {
-            self.app.idempotency.abandon(&key);
-        }
-    }
+/// Runs a request that has a key, and keeps its answer for who sends it again.
+async fn keep(
+    app: &App,
+    key: &Key,
+    route: &Route,
+    handler: impl Future<Output = Answer>,
+) -> Answer {
+    // What panics or is cut off by a shutdown leaves its key in use, as it may have been done.
+    let answer = run(app, route, handler).await;
+    let late = answer.as_ref().is_err_and(Problem::is_timeout);
+    let ending = match (late, route.secret) {
+        (true, _) => Ending::Unknown,
+        (false, true) => Ending::Secret,
+        (false, false) => Ending::Answered,
+    };
+    let response = answer.unwrap_or_else(Problem::into_response);
+    let (parts, body) = response.into_parts();
+    // A whole body in memory is there at once.
+    let body = body.collect().await.map_err(Problem::fault)?.to_bytes();
+    app.idempotency.finish(key, parts.status, &parts.headers, &body, ending);
+    Ok(Response::from_parts(parts, Full::new(body)))
 }
 
 fn repeated(status: hyper::StatusCode, headers: HeaderMap, body: Bytes) -> Response<Full<Bytes>> {

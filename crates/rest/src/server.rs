@@ -1,19 +1,23 @@
 //! Listeners and connections.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use fieldline_runtime::tls::ReloadingTls;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::app::App;
@@ -42,40 +46,108 @@ const HEADER_BYTES_MAX: u32 = 32 << 10;
 /// How often a silent HTTP/2 connection is asked whether it is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
+/// The connections of all listeners, so that at the limit the one that was idle for longest gives
+/// way: silent ones cannot keep others out.
+#[derive(Default)]
+pub(crate) struct Connections {
+    all: Mutex<HashMap<u64, Arc<Held>>>,
+    last: AtomicU64,
+}
+
+/// One connection.
+struct Held {
+    /// Requests that run on it.
+    running: AtomicUsize,
+    idle_since: Mutex<Instant>,
+    leave: CancellationToken,
+}
+
+impl Connections {
+    fn add(&self) -> (u64, Arc<Held>) {
+        let held = Arc::new(Held {
+            running: AtomicUsize::new(0),
+            idle_since: Mutex::new(Instant::now()),
+            leave: CancellationToken::new(),
+        });
+        let id = self.last.fetch_add(1, Ordering::Relaxed);
+        self.all.lock().insert(id, Arc::clone(&held));
+        (id, held)
+    }
+
+    /// Ends the connection that was idle for longest, if any is.
+    fn end_idle(&self) {
+        let all = self.all.lock();
+        let idle = all
+            .values()
+            .filter(|held| held.running.load(Ordering::Acquire) == 0 && !held.leave.is_cancelled());
+        if let Some(oldest) = idle.min_by_key(|held| *held.idle_since.lock()) {
+            metrics::counter!("fieldline_http_idle_ended_total").increment(1);
+            oldest.leave.cancel();
+        }
+    }
+}
+
+/// A request that runs; dropped at its end.
+struct Running(Arc<Held>);
+
+impl Held {
+    fn running(self: &Arc<Self>) -> Running {
+        self.running.fetch_add(1, Ordering::AcqRel);
+        Running(Arc::clone(self))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        *self.0.idle_since.lock() = Instant::now();
+        self.0.running.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// Accepts until shutdown.
 pub(crate) async fn accept(app: Arc<App>, listener: RestListener, places: Arc<Semaphore>) {
     let RestListener { listener, tls } = listener;
     loop {
-        // A place first: at the limit we stop accepting, not start dropping.
+        let accepted = tokio::select! {
+            () = app.shutdown.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                warn!(%error, "accepting an HTTP connection failed");
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
+                continue;
+            }
+        };
+        if places.available_permits() == 0 {
+            app.connections.end_idle();
+        }
+        // Where all are busy, the next ones wait in the system's queue.
         let place = tokio::select! {
             () = app.shutdown.cancelled() => break,
             place = Arc::clone(&places).acquire_owned() => place,
         };
         let Ok(place) = place else { break };
-        let accepted = tokio::select! {
-            () = app.shutdown.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                let (served, tls) = (Arc::clone(&app), tls.clone());
-                app.tasks.spawn(async move {
-                    if let Err(error) = connection(served, stream, peer, tls).await {
-                        debug!(%peer, %error, "connection ended");
-                    }
-                    drop(place);
-                });
+        let (served, tls) = (Arc::clone(&app), tls.clone());
+        app.tasks.spawn(async move {
+            let (id, held) = served.connections.add();
+            let ended = tokio::select! {
+                ended = connection(Arc::clone(&served), &held, stream, peer, tls) => ended,
+                () = held.leave.cancelled() => Ok(()),
+            };
+            if let Err(error) = ended {
+                debug!(%peer, %error, "connection ended");
             }
-            Err(error) => {
-                warn!(%error, "accepting an HTTP connection failed");
-                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
-            }
-        }
+            served.connections.all.lock().remove(&id);
+            drop(place);
+        });
     }
 }
 
 async fn connection(
     app: Arc<App>,
+    held: &Arc<Held>,
     stream: TcpStream,
     peer: SocketAddr,
     tls: Option<Arc<ReloadingTls>>,
@@ -83,26 +155,31 @@ async fn connection(
     // Answers are written whole: waiting to fill a packet would only delay them.
     stream.set_nodelay(true)?;
     let Some(tls) = tls else {
-        return http1(app, stream, Origin { peer, secure: false }).await;
+        return http1(app, held, stream, Origin { peer, secure: false }).await;
     };
     let handshake = timeout(app.config.header_timeout, tls.acceptor().accept(stream));
     let stream = handshake.await.map_err(|_| io::ErrorKind::TimedOut)??;
     let origin = Origin { peer, secure: true };
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-        http2(app, stream, origin).await
+        http2(app, held, stream, origin).await
     } else {
-        http1(app, stream, origin).await
+        http1(app, held, stream, origin).await
     }
 }
 
-async fn http1<S>(app: Arc<App>, stream: S, origin: Origin) -> io::Result<()>
+async fn http1<S>(app: Arc<App>, held: &Arc<Held>, stream: S, origin: Origin) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (shutdown, served) = (app.shutdown.clone(), Arc::clone(&app));
+    let held = Arc::clone(held);
     let service = service_fn(move |request| {
-        let app = Arc::clone(&served);
-        async move { Ok::<_, Infallible>(serve(app, origin, request).await) }
+        let (app, running) = (Arc::clone(&served), held.running());
+        async move {
+            let response = serve(app, origin, request).await;
+            drop(running);
+            Ok::<_, Infallible>(response)
+        }
     });
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder
@@ -124,14 +201,19 @@ where
     ended.map_err(io::Error::other)
 }
 
-async fn http2<S>(app: Arc<App>, stream: S, origin: Origin) -> io::Result<()>
+async fn http2<S>(app: Arc<App>, held: &Arc<Held>, stream: S, origin: Origin) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (shutdown, served) = (app.shutdown.clone(), Arc::clone(&app));
+    let held = Arc::clone(held);
     let service = service_fn(move |request| {
-        let app = Arc::clone(&served);
-        async move { Ok::<_, Infallible>(serve(app, origin, request).await) }
+        let (app, running) = (Arc::clone(&served), held.running());
+        async move {
+            let response = serve(app, origin, request).await;
+            drop(running);
+            Ok::<_, Infallible>(response)
+        }
     });
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     builder

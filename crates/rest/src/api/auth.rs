@@ -1,6 +1,6 @@
 //! Signing in and out.
 
-use fieldline_auth::{IdentityKind, SESSION_AGE_MICROS_MAX, SignedIn};
+use fieldline_auth::{AuthError, IdentityKind, SESSION_AGE_MICROS_MAX, SignedIn};
 use fieldline_contracts::RegistryExt as _;
 use fieldline_ingest::own_params;
 use fieldline_model::{Account, EventKind, Scope, Token, User};
@@ -38,7 +38,7 @@ pub(crate) struct SignInInput {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PasswordInput {
-    /// The present one; absent only where there is none yet.
+    /// The present one; absent where there is none yet, or where a one-time link opened the session.
     #[serde(default)]
     current: Option<String>,
     /// The new one: 10 to 256 characters.
@@ -67,6 +67,8 @@ pub(crate) struct Me {
     scopes: Vec<Scope>,
     /// Whether the user has no password yet.
     must_set_password: bool,
+    /// Whether setting a password asks for the present one.
+    needs_current_password: bool,
 }
 
 /// The caller's account.
@@ -91,16 +93,17 @@ pub(crate) async fn sign_in(call: Call) -> Answer {
     welcome(&call, signed_in, "sign_in").await
 }
 
-async fn welcome(
-    call: &Call,
-    signed_in: Result<SignedIn, fieldline_auth::AuthError>,
-    action: &str,
-) -> Answer {
+async fn welcome(call: &Call, signed_in: Result<SignedIn, AuthError>, action: &str) -> Answer {
     let SignedIn { secret, identity, user } = match signed_in {
         Ok(signed_in) => signed_in,
         Err(error) => {
             tracing::warn!(peer = %call.peer.ip(), %error, "sign-in refused");
-            return Err(error.into());
+            return Err(match error {
+                AuthError::Unauthenticated(text) => {
+                    Problem::unauthenticated(text).titled("The sign-in was refused")
+                }
+                error => error.into(),
+            });
         }
     };
     let ingest = &call.app.services.ingest;
@@ -148,11 +151,29 @@ pub(crate) async fn me(ctx: Ctx) -> Answer {
         IdentityKind::User(id) => {
             let user = ctx.load::<User>(id.0).await?.object;
             let must_set_password = user.password_hash.is_none();
-            Me { kind: "user", id: id.0, name: user.name, account, scopes, must_set_password }
+            let auth = &ctx.app.services.auth;
+            let needs_current_password = auth.needs_current_password(&ctx.identity, &user).await?;
+            Me {
+                kind: "user",
+                id: id.0,
+                name: user.name,
+                account,
+                scopes,
+                must_set_password,
+                needs_current_password,
+            }
         }
         IdentityKind::Token(id) => {
             let name = ctx.load::<Token>(id.0).await?.object.name;
-            Me { kind: "token", id: id.0, name, account, scopes, must_set_password: false }
+            Me {
+                kind: "token",
+                id: id.0,
+                name,
+                account,
+                scopes,
+                must_set_password: false,
+                needs_current_password: false,
+            }
         }
     };
     json(StatusCode::OK, &me)

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use fieldline_auth::Identity;
 use fieldline_contracts::registry::Versioned;
 use fieldline_contracts::{Presence, RegistryExt as _};
 use fieldline_model::object::Labels;
-use fieldline_model::{Device, DeviceId, Timestamp};
+use fieldline_model::{Device, DeviceId, Scope, Timestamp};
+use fieldline_pvm::{DeclKind, SettingDecl};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use utoipa::ToSchema;
@@ -14,7 +16,7 @@ use super::accounts::yes;
 use crate::call::Ctx;
 use crate::objects::{
     LIMIT_DEFAULT, LIMIT_MAX, LabelFilter, Listed, change, check_labels, check_name, check_text,
-    page, remove, scan,
+    joins, page, remove, scan, unseen,
 };
 use crate::patch::merged;
 use crate::problem::Problem;
@@ -26,6 +28,9 @@ const IDENT_CHARS_MAX: usize = 64;
 const SETTINGS_MAX: usize = 64;
 /// Most bytes of a device's settings, as JSON.
 const SETTINGS_BYTES_MAX: usize = 16 << 10;
+
+/// The setting that any device may have: the password of its login.
+const PASSWORD: &str = "password";
 
 /// A device and whether it is there.
 #[derive(Serialize, ToSchema)]
@@ -45,6 +50,14 @@ impl DeviceView {
         let Versioned { object, revision } = device;
         let online = presence.connection.is_some();
         Self { device: object, revision, online, seen_at: presence.seen_at }
+    }
+
+    /// What `identity` may see of it: passwords are for those who may set them.
+    fn seen_by(mut self, identity: &Identity) -> Self {
+        if !identity.may(Scope::Write) {
+            self.device.settings.remove(PASSWORD);
+        }
+        self
     }
 }
 
@@ -86,9 +99,14 @@ impl DeviceInput {
 
     fn onto(self, device: Device, protocols: &[String]) -> Result<Device, Problem> {
         let Self { name, ident, protocol, kind, enabled, settings, labels } = self;
-        check_ident(&ident)?;
+        // One that a device gave itself may be another than we would take; it is left alone.
+        if ident.is_empty() || ident != device.ident {
+            check_ident(&ident)?;
+        }
         let name = if name.trim().is_empty() { ident.clone() } else { name };
-        check_text("name", &name, 128)?;
+        if name != device.name && name != ident {
+            check_text("name", &name, 128)?;
+        }
         check_text("type", &kind, 64)?;
         check_labels(&labels)?;
         // One that was set before may have been deleted since: then it is left alone.
@@ -115,6 +133,54 @@ impl DeviceInput {
     }
 }
 
+/// The settings that a protocol declares; `None` where that is not known.
+async fn declared(ctx: &Ctx, protocol: &str) -> Result<Option<Vec<SettingDecl>>, Problem> {
+    if protocol.is_empty() {
+        return Ok(None);
+    }
+    let found = ctx.app.programs.find(&ctx.app, ctx.account(), protocol).await?;
+    let program = found.and_then(|found| found.program.ok());
+    Ok(program.map(|program| program.settings().to_vec()))
+}
+
+/// Checks those settings that are not as in `kept`: a mistyped one would have no effect, silently.
+fn check_settings(
+    device: &Device,
+    kept: &BTreeMap<String, Json>,
+    declared: &Option<Vec<SettingDecl>>,
+) -> Result<(), Problem> {
+    for (name, value) in
+        device.settings.iter().filter(|(name, value)| kept.get(*name) != Some(value))
+    {
+        let wrong = |text: String| Err(Problem::member(&format!("settings.{name}"), text));
+        if name == PASSWORD {
+            if !value.is_string() {
+                return wrong("is not a text".to_owned());
+            }
+            continue;
+        }
+        // Without a protocol, any channel's may be meant.
+        let Some(declared) = declared else { continue };
+        let Some(setting) = declared.iter().find(|setting| setting.name == *name) else {
+            let known: Vec<&str> = declared.iter().map(|setting| setting.name.as_str()).collect();
+            let known = [known.as_slice(), &[PASSWORD]].concat().join("`, `");
+            return wrong(format!(
+                "the protocol {} has no such setting; there are: `{known}`",
+                device.protocol
+            ));
+        };
+        let (fits, kind) = match setting.kind {
+            DeclKind::Bool => (value.is_boolean(), "`true` or `false`"),
+            DeclKind::Int => (value.is_i64(), "a whole number"),
+            DeclKind::Text => (value.is_string(), "a text"),
+        };
+        if !fits {
+            return wrong(format!("is not {kind}"));
+        }
+    }
+    Ok(())
+}
+
 fn check_ident(ident: &str) -> Result<(), Problem> {
     let chars = ident.chars().count();
     if !(1..=IDENT_CHARS_MAX).contains(&chars) {
@@ -124,10 +190,13 @@ fn check_ident(ident: &str) -> Result<(), Problem> {
         ));
     }
     // The ident can stand in an MQTT topic.
-    if let Some(wrong) = ident.chars().find(|c| c.is_control() || "#+/".contains(*c)) {
+    let wrong = |c: &char| c.is_control() || unseen(*c) || joins(*c) || "#+/".contains(*c);
+    if let Some(wrong) = ident.chars().find(wrong) {
         return Err(Problem::member(
             "ident",
-            format!("holds {wrong:?}; control characters and # + / are not possible"),
+            format!(
+                "holds {wrong:?}; control characters, invisible ones and # + / are not possible"
+            ),
         ));
     }
     if ident.trim() != ident {
@@ -199,7 +268,7 @@ pub(crate) async fn list(ctx: Ctx) -> Answer {
         .filter(|(_, (_, presence))| {
             online.is_none_or(|online| online == presence.connection.is_some())
         })
-        .map(|(device, (_, presence))| DeviceView::of(device, presence))
+        .map(|(device, (_, presence))| DeviceView::of(device, presence).seen_by(&ctx.identity))
         .collect();
     page(&ctx, &items, next.map(|id| id.to_string()))
 }
@@ -224,6 +293,7 @@ pub(crate) async fn create(ctx: Ctx) -> Answer {
         created_at: now,
     };
     let device = input.onto(blank, &protocols)?;
+    check_settings(&device, &BTreeMap::new(), &declared(&ctx, &device.protocol).await?)?;
     let registry = ctx.app.registry();
     let made = registry.create_object(ctx.account(), &device, &ctx.identity.actor).await?;
     ctx.object(made.revision, &DeviceView::of(made, &Presence::default()))
@@ -236,7 +306,7 @@ pub(crate) async fn read(ctx: Ctx) -> Answer {
     let presence = ctx.app.platform().state.presence(ctx.account(), id).await;
     // What is not in the revision may have changed: no 304 for it.
     let etag = format!("\"{}\"", device.revision);
-    let view = DeviceView::of(device, &presence);
+    let view = DeviceView::of(device, &presence).seen_by(&ctx.identity);
     Ok(crate::call::with_etag(crate::call::json(hyper::StatusCode::OK, &view)?, &etag))
 }
 
@@ -246,10 +316,22 @@ pub(crate) async fn patch(ctx: Ctx) -> Answer {
     let body: Json = ctx.json()?;
     let protocols = ctx.app.programs.names(&ctx.app, ctx.account()).await?;
     let presence = ctx.app.platform().state.presence(ctx.account(), id).await;
+    let chosen = body.get("protocol").and_then(Json::as_str).unwrap_or_default();
+    let chosen = declared(&ctx, chosen).await?;
+    let present = ctx.load::<Device>(id.0).await?.object.protocol;
+    let present = declared(&ctx, &present).await?;
     let changed = change::<Device>(&ctx, ctx.account(), id.0, |device, revision| {
         let seen = Versioned { object: device.clone(), revision };
         let view = DeviceView::of(seen, &presence);
-        merged(&DeviceInput::of(&device), &view, body.clone())?.onto(device, &protocols)
+        let before = device.clone();
+        let after =
+            merged(&DeviceInput::of(&device), &view, body.clone())?.onto(device, &protocols)?;
+        // Those of a protocol that is chosen now are all looked at, otherwise those that change.
+        let kept =
+            if after.protocol == before.protocol { before.settings } else { BTreeMap::new() };
+        let declared = if after.protocol == before.protocol { &present } else { &chosen };
+        check_settings(&after, &kept, declared)?;
+        Ok(after)
     })
     .await?;
     ctx.object(changed.revision, &DeviceView::of(changed, &presence))

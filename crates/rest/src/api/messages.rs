@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 
 use super::devices::present;
 use crate::call::{Ctx, json};
+use crate::numbers::{self, Exact};
 use crate::objects::{page_text, write_json_text};
 use crate::problem::Problem;
 use crate::query::write_cursor;
@@ -24,6 +25,10 @@ const LIMIT_DEFAULT: u64 = 100;
 const LIMIT_MAX: u64 = 10_000;
 /// Most bytes of a page; one that would be larger ends earlier, and `next` goes on.
 const PAGE_BYTES_MAX: usize = 8 << 20;
+/// Messages read at once before it is known how large they are.
+const CHUNK_FIRST: usize = 128;
+/// Most messages read at once.
+const CHUNK_MAX: usize = 1_000;
 /// Most messages that are published at once.
 const PUBLISH_MAX: usize = 10_000;
 
@@ -97,7 +102,7 @@ async fn series(
     ctx: &Ctx,
     series: Series,
     order: Order,
-    mut write: impl FnMut(&mut String, &Stored) + Send,
+    write: impl FnMut(&mut String, &Stored) + Send,
 ) -> Answer {
     let limit = ctx.query.limit(LIMIT_DEFAULT, LIMIT_MAX)?;
     let order = match ctx.query.flag("reverse")? {
@@ -105,32 +110,56 @@ async fn series(
         Some(true) => Order::Descending,
         Some(false) => Order::Ascending,
     };
-    let query = Query {
+    stored_page(ctx, series, order, limit, write).await
+}
+
+/// A page of at most `limit` messages, and of little more than [`PAGE_BYTES_MAX`] bytes. `write`
+/// appends a message, or nothing for one that is not to be seen.
+pub(crate) async fn stored_page(
+    ctx: &Ctx,
+    series: Series,
+    order: Order,
+    limit: usize,
+    mut write: impl FnMut(&mut String, &Stored) + Send,
+) -> Answer {
+    let (from, to) = ctx.query.span()?;
+    let mut query = Query {
         series,
-        from: ctx.query.time("from")?.unwrap_or(Timestamp::MIN),
-        to: ctx.query.time("to")?.unwrap_or(Timestamp::MAX),
+        from,
+        to,
         order,
         after: ctx.query.after_message()?,
-        limit,
+        limit: limit.min(CHUNK_FIRST),
     };
-    let found = ctx.app.platform().history.read(&query).await?;
-    let mut out = String::with_capacity(64 + 160 * found.len());
-    out.push('[');
-    let mut next = None;
-    let whole = found.len();
-    for (at, message) in found.iter().enumerate() {
-        if at > 0 {
-            out.push(',');
+    let mut out = String::from("[");
+    let (mut read, mut next) = (0, None);
+    'page: loop {
+        // In parts: each message may be large, and a page of them would fill the memory.
+        let found = ctx.app.platform().history.read(&query).await?;
+        for message in &found {
+            read += 1;
+            let before = out.len();
+            if before > 1 {
+                out.push(',');
+            }
+            let separated = out.len();
+            write(&mut out, message);
+            if out.len() == separated {
+                out.truncate(before);
+            }
+            let place = (message.timestamp(), message.cursor());
+            query.after = Some(place);
+            if read == limit || out.len() > PAGE_BYTES_MAX {
+                next = Some(write_cursor(place.0, place.1));
+                break 'page;
+            }
         }
-        write(&mut out, message);
-        let last_of_full = at + 1 == whole && whole == limit;
-        let too_large = out.len() > PAGE_BYTES_MAX && at + 1 < whole;
-        if last_of_full || too_large {
-            next = Some(write_cursor(message.timestamp(), message.cursor()));
-        }
-        if too_large {
+        if found.len() < query.limit {
             break;
         }
+        let bytes_each = (out.len() / read).max(1);
+        let room = (PAGE_BYTES_MAX.saturating_sub(out.len()) / bytes_each).clamp(16, CHUNK_MAX);
+        query.limit = room.min(limit - read);
     }
     out.push(']');
     Ok(page_text(ctx, &out, next))
@@ -176,12 +205,13 @@ pub(crate) async fn publish(ctx: Ctx) -> Answer {
             device.name
         )));
     }
+    let mut exact = numbers::read(&ctx.body)?;
     let mut decoded = Vec::with_capacity(messages.len());
     for (at, message) in messages.into_iter().enumerate() {
         let Json::Object(members) = message else {
             return Err(Problem::member(&format!("[{at}]"), "a message is an object"));
         };
-        let message = read_message(members);
+        let message = read_message(at, members, &mut exact);
         decoded.push(
             message.map_err(|(name, text)| Problem::member(&format!("[{at}].{name}"), text))?,
         );
@@ -200,7 +230,11 @@ pub(crate) async fn publish(ctx: Ctx) -> Answer {
 }
 
 /// A message of a JSON object; errors name the member.
-fn read_message(members: Map<String, Json>) -> Result<Decoded, (String, String)> {
+fn read_message(
+    at: usize,
+    members: Map<String, Json>,
+    exact: &mut Exact,
+) -> Result<Decoded, (String, String)> {
     let mut decoded = Decoded { timestamp: None, params: Params::with_capacity(members.len()) };
     for (name, value) in members {
         match name.as_str() {
@@ -217,7 +251,10 @@ fn read_message(members: Map<String, Json>) -> Result<Decoded, (String, String)>
                 if value.is_null() {
                     continue;
                 }
-                let value = Value::from_json(value)
+                let precise =
+                    if exact.is_empty() { None } else { exact.remove(&(at, name.clone())) };
+                let value = precise
+                    .or_else(|| Value::from_json(value))
                     .ok_or_else(|| (name, "is a number out of range".to_owned()))?;
                 decoded.params.push(key, value);
             }
@@ -241,14 +278,15 @@ mod tests {
         #[test]
         fn any_json_object_is_read_without_a_panic(text in "\\{(\"[a-z\\.]{0,6}\":(null|true|-?[0-9]{1,25}(\\.[0-9]{1,20})?|\"[a-z0-9]{0,5}\"|\\[\\]),?){0,4}\\}") {
             if let Ok(Json::Object(members)) = serde_json::from_str(&text) {
-                let _read = read_message(members);
+                let _read = read_message(0, members, &mut Exact::new());
             }
         }
     }
 
     #[test]
     fn numbers_keep_their_digits_and_errors_name_the_member() {
-        let read = |text: &str| read_message(serde_json::from_str(text).unwrap());
+        let read =
+            |text: &str| read_message(0, serde_json::from_str(text).unwrap(), &mut Exact::new());
         let message =
             read(r#"{"timestamp": 1800000000.5, "a": 54.7146368, "b": null, "received": 1}"#)
                 .unwrap();

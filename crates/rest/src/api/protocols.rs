@@ -275,6 +275,7 @@ fn check_source(source: &str) -> Result<(), Problem> {
 pub(crate) async fn list(ctx: Ctx) -> Answer {
     // All at once: there are few.
     ctx.query.limit(LIMIT_MAX, LIMIT_MAX)?;
+    ctx.query.one_page()?;
     let all = ctx.app.programs.all(&ctx.app, ctx.account()).await?;
     let views: Result<Vec<ProtocolView>, Problem> =
         all.iter().map(|one| view(one, false)).collect();

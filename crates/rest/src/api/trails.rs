@@ -1,16 +1,16 @@
 //! What happened: events, and the audit trail.
 
 use fieldline_contracts::registry::AuditAction;
-use fieldline_contracts::{Audit, Kind, Order, Query};
+use fieldline_contracts::{Audit, Kind, Order};
 use fieldline_ingest::stored_event;
 use fieldline_model::{Event, Series, Timestamp};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::messages::stored_page;
 use crate::call::Ctx;
 use crate::objects::{LIMIT_DEFAULT, LIMIT_MAX, page};
-use crate::query::write_cursor;
 use crate::route::Answer;
 
 /// One change of an object.
@@ -51,27 +51,21 @@ impl AuditView {
 /// `GET /events`, newest first
 pub(crate) async fn events(ctx: Ctx) -> Answer {
     let limit = ctx.query.limit(LIMIT_DEFAULT, LIMIT_MAX)?;
-    let query = Query {
-        series: Series::events(ctx.account()),
-        from: ctx.query.time("from")?.unwrap_or(Timestamp::MIN),
-        to: ctx.query.time("to")?.unwrap_or(Timestamp::MAX),
-        order: Order::Descending,
-        after: ctx.query.after_message()?,
-        limit,
-    };
-    let found = ctx.app.platform().history.read(&query).await?;
-    let last = found.last().filter(|_| found.len() == limit);
-    let next = last.map(|last| write_cursor(last.timestamp(), last.cursor()));
-    let heard = |event: &Event| ctx.identity.may_hear(event);
-    let events: Vec<Event> = found.iter().filter_map(stored_event).filter(heard).collect();
-    page(&ctx, &events, next)
+    let series = Series::events(ctx.account());
+    stored_page(&ctx, series, Order::Descending, limit, |out, stored| {
+        let heard = stored_event(stored).filter(|event: &Event| ctx.identity.may_hear(event));
+        if let Some(Ok(text)) = heard.map(|event| serde_json::to_string(&event)) {
+            out.push_str(&text);
+        }
+    })
+    .await
 }
 
 /// `GET /audit`, newest first
 pub(crate) async fn audit(ctx: Ctx) -> Answer {
     ctx.unrestricted("the audit trail")?;
     let limit = ctx.query.limit(LIMIT_DEFAULT, LIMIT_MAX)?;
-    let before = ctx.query.parsed::<u64>("before")?.or(ctx.query.parsed::<u64>("cursor")?);
+    let before = ctx.query.parsed::<u64>("before")?.or(ctx.query.after_number()?);
     let found = ctx.app.registry().audit(ctx.account(), before, limit).await?;
     let last = found.last().filter(|_| found.len() == limit);
     let next = last.map(|last| last.sequence.to_string());

@@ -188,3 +188,67 @@ async fn the_fleet_is_read_at_once() {
         .expect(200);
     assert_eq!(state["peer"], "192.0.2.5:1");
 }
+
+/// Pages are read in parts, which must not be seen from outside.
+#[tokio::test]
+async fn a_large_page_is_whole_and_in_order() {
+    let bench = Bench::start().await;
+    let device = bench.root.device("a").await;
+    let messages: Vec<Json> =
+        (0..700).map(|n| json!({"timestamp": 1_790_000_000 + n, "n": n})).collect();
+    publish(&bench.root, &device, Json::from(messages)).await;
+    let numbers = |page: &Json| -> Vec<i64> {
+        page["items"].as_array().unwrap().iter().map(|m| m["n"].as_i64().unwrap()).collect()
+    };
+    let path = format!("/api/v1/devices/{device}/messages");
+    let all = bench.root.get(&format!("{path}?limit=10000")).await.expect(200);
+    assert_eq!(numbers(&all), (0..700).collect::<Vec<_>>());
+    assert_eq!(all["next"], Json::Null);
+    let some = bench.root.get(&format!("{path}?limit=300&reverse=true")).await.expect(200);
+    assert_eq!(numbers(&some), (400..700).rev().collect::<Vec<_>>());
+    let next = some["next"].as_str().unwrap();
+    let rest = format!("{path}?limit=1000&reverse=true&cursor={next}");
+    assert_eq!(
+        numbers(&bench.root.get(&rest).await.expect(200)),
+        (0..400).rev().collect::<Vec<_>>()
+    );
+    // One that is large in bytes ends early, and goes on.
+    let large: Vec<Json> = (0..25)
+        .map(|n| json!({"timestamp": 1_791_000_000 + n, "t": "x".repeat(600_000)}))
+        .collect();
+    for part in large.chunks(5) {
+        publish(&bench.root, &device, Json::from(part.to_vec())).await;
+    }
+    let page = bench.root.get(&format!("{path}?from=1791000000&limit=25")).await.expect(200);
+    let first = page["items"].as_array().unwrap().len();
+    assert!((10..20).contains(&first), "{first} of 25");
+    let next = page["next"].as_str().unwrap();
+    let rest = format!("{path}?from=1791000000&limit=25&cursor={next}");
+    let rest = bench.root.get(&rest).await.expect(200);
+    assert_eq!(rest["items"].as_array().unwrap().len() + first, 25);
+    let wrong = format!("{path}?from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z");
+    bench.root.get(&wrong).await.problem(400, "bad_query");
+    let detail = bench.root.get("/api/v1/audit?cursor=zzz").await.problem(400, "bad_query");
+    assert!(detail.contains("not one that this path gave"), "{detail}");
+}
+
+#[tokio::test]
+async fn numbers_have_the_digits_that_were_sent_or_are_refused() {
+    let bench = Bench::start().await;
+    let device = bench.root.device("a").await;
+    let path = format!("/api/v1/devices/{device}/messages");
+    let send = async |body: &str| {
+        let json = [("content-type", "application/json")];
+        bench.root.raw(Method::POST, &path, &json, body.as_bytes().to_vec()).await
+    };
+    send(r#"{"a": 12345678901234.56789, "b": 0.30000000000000004}"#).await.expect(200);
+    let text = bench.root.get(&path).await.text();
+    assert!(
+        text.contains("12345678901234.56789") && text.contains("0.30000000000000004"),
+        "{text}"
+    );
+    for wrong in ["18446744073709551616", "123456789012345678901234567890.5", "1e-400"] {
+        let detail = send(&format!("[{{\"a\": {wrong}}}]")).await.problem(422, "invalid");
+        assert!(detail.starts_with("`[0].a`"), "{detail}");
+    }
+}

@@ -406,3 +406,70 @@ async fn every_change_is_in_the_audit_trail_and_told_as_an_event() {
     let reader = bench.token(bench.account, &[Scope::Read]).await;
     reader.get("/api/v1/audit").await.problem(403, "scope_missing");
 }
+
+#[tokio::test]
+async fn a_post_with_a_key_runs_to_its_end_without_its_client() {
+    let bench = Bench::start().await;
+    let device = bench.root.device("a").await;
+    let path = format!("/api/v1/devices/{device}/commands?wait_ms=1500");
+    let body = json!({"name": "text", "params": {"text": "getinfo"}});
+    let key = [("idempotency-key", "k1")];
+    let send = || bench.root.send(Method::POST, &path, &key, Some(body.clone()));
+    // The client gives up long before the answer.
+    let gone = tokio::time::timeout(std::time::Duration::from_millis(300), send()).await;
+    assert!(gone.is_err());
+    send().await.problem(409, "repeated");
+    tokio::time::sleep(std::time::Duration::from_millis(2_000)).await;
+    let again = send().await;
+    assert_eq!(again.header("idempotency-replayed"), "true");
+    again.expect(201);
+    let commands = format!("/api/v1/devices/{device}/commands");
+    let commands = bench.root.get(&commands).await.expect(200);
+    assert_eq!(commands["items"].as_array().unwrap().len(), 1, "queued once");
+}
+
+#[tokio::test]
+async fn settings_are_those_that_the_protocol_declares() {
+    let bench = Bench::start().await;
+    let make = async |ident: &str, settings: Json| {
+        let body = json!({"ident": ident, "protocol": "teltonika", "settings": settings});
+        bench.root.post("/api/v1/devices", body).await
+    };
+    let wrong = make("a", json!({"io16": "maybe"})).await.problem(422, "invalid");
+    assert!(wrong.contains("`settings.io16`"), "{wrong}");
+    let wrong = make("a", json!({"nosuch": 1})).await.problem(422, "invalid");
+    assert!(wrong.contains("`settings.nosuch`") && wrong.contains("`io16`"), "{wrong}");
+    make("a", json!({"password": 5})).await.problem(422, "invalid");
+    let made = make("a", json!({"io16": true, "password": "secret"})).await.expect(201);
+    let path = format!("/api/v1/devices/{}", made["id"].as_str().unwrap());
+    let change = async |body: Json| bench.root.patch(&path, body).await;
+    change(json!({"settings": {"io16": 7}})).await.problem(422, "invalid");
+    change(json!({"protocol": "wialon_ips"})).await.problem(422, "invalid");
+    let changed = change(json!({"protocol": "wialon_ips", "settings": {"io16": null}})).await;
+    assert_eq!(changed.expect(200)["settings"], json!({"password": "secret"}));
+
+    // A password is for those who may set it.
+    let reader = bench.token(bench.account, &[Scope::Read]).await;
+    assert_eq!(reader.get(&path).await.expect(200)["settings"], json!({}));
+    let list = reader.get("/api/v1/devices").await.expect(200);
+    assert_eq!(list["items"][0]["settings"], json!({}));
+    let writer = bench.token(bench.account, &[Scope::Write]).await;
+    assert_eq!(writer.get(&path).await.expect(200)["settings"]["password"], "secret");
+}
+
+#[tokio::test]
+async fn what_cannot_be_seen_stands_in_no_ident_and_no_name() {
+    let bench = Bench::start().await;
+    for body in [
+        json!({"ident": "a\u{202e}b"}),
+        json!({"ident": "a\u{200d}b"}),
+        json!({"ident": "a", "name": "x\u{200b}y"}),
+    ] {
+        bench.root.post("/api/v1/devices", body).await.problem(422, "invalid");
+    }
+    let made = json!({"ident": "a", "name": "می\u{200c}خواهم"});
+    bench.root.post("/api/v1/devices", made).await.expect(201);
+    let wrong = bench.root.post("/api/v1/devices", json!({"ident": "b", "bogus": 1})).await;
+    let wrong = wrong.expect(422);
+    assert_eq!((&wrong["member"], &wrong["errors"]), (&json!("bogus"), &Json::Null), "{wrong}");
+}

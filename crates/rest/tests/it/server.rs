@@ -228,3 +228,20 @@ async fn requests_in_hand_are_answered_at_shutdown() {
     assert_eq!(waiting.await.unwrap(), 201);
     assert_eq!(drained.abandoned, 0);
 }
+
+/// Silent connections cannot keep others out.
+#[tokio::test]
+async fn at_the_limit_the_oldest_idle_connection_gives_way() {
+    let config = RestConfig { connections_max: 4, ..RestConfig::default() };
+    let bench = Bench::with(config, None).await;
+    let mut silent = Vec::new();
+    for _ in 0..4 {
+        silent.push(TcpStream::connect(bench.address).await.unwrap());
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let reply = tokio::time::timeout(Duration::from_secs(5), bench.anyone().get("/healthz")).await;
+    assert_eq!(reply.expect("it is let in").status, 200);
+    let mut byte = [0];
+    let ended = tokio::time::timeout(Duration::from_secs(5), silent[0].read(&mut byte)).await;
+    assert!(matches!(ended.expect("the oldest has ended"), Ok(0) | Err(_)));
+}
