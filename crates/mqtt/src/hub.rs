@@ -4,7 +4,8 @@
 //! connected and hands every message, encoded once, to the queues of those who
 //! want it. Nothing in here waits for a client.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,6 +36,9 @@ const LINGER: Duration = Duration::from_secs(10);
 const TURN_DELIVERIES: usize = 64;
 /// Bytes of a payload that count as one publish.
 const PACE_BYTES: usize = 4_096;
+/// How long, and how many, queued commands are known again when a client sends them again.
+const COMMAND_MEMORY: Duration = Duration::from_secs(60);
+const COMMANDS_MAX: usize = 1_024;
 /// Seconds that the publish rate is averaged over.
 const RATE_S: f64 = 10.0;
 
@@ -90,6 +94,9 @@ pub(crate) struct Hub {
     bucket: Mutex<Bucket>,
     /// Commands whose answers are awaited.
     answers: AtomicUsize,
+    /// Fingerprints of the commands queued lately, oldest first.
+    commands: Mutex<VecDeque<(Instant, u64)>>,
+    hasher: RandomState,
 }
 
 impl Hub {
@@ -109,6 +116,8 @@ impl Hub {
             starting: tokio::sync::Mutex::default(),
             bucket: Mutex::new(Bucket { tokens, at: Instant::now() }),
             answers: AtomicUsize::new(0),
+            commands: Mutex::default(),
+            hasher: RandomState::new(),
         }
     }
 
@@ -225,6 +234,30 @@ impl Hub {
     /// Gives that room back.
     pub(crate) fn release_answer(&self) {
         self.answers.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// A number for `content`, the same only in this hub.
+    pub(crate) fn fingerprint(&self, content: &impl Hash) -> u64 {
+        self.hasher.hash_one(content)
+    }
+
+    /// Notes that the command of this fingerprint was queued.
+    pub(crate) fn note_command(&self, print: u64) {
+        let mut commands = self.commands.lock();
+        if commands.len() >= COMMANDS_MAX {
+            commands.pop_front();
+        }
+        commands.push_back((Instant::now(), print));
+    }
+
+    /// Whether the command of this fingerprint was queued within a minute.
+    pub(crate) fn is_recent_command(&self, print: u64) -> bool {
+        let now = Instant::now();
+        let mut commands = self.commands.lock();
+        while commands.front().is_some_and(|(at, _)| now.duration_since(*at) > COMMAND_MEMORY) {
+            commands.pop_front();
+        }
+        commands.iter().any(|(_, known)| *known == print)
     }
 
     /// Keeps a retained message, or forgets the topic's if the payload is empty.

@@ -61,6 +61,10 @@ pub(crate) struct Incoming<'a> {
     pub(crate) qos: Qos,
     pub(crate) retain: bool,
     pub(crate) props: PublishProps,
+    /// The number of a QoS 1 packet.
+    pub(crate) packet_id: Option<u16>,
+    /// Whether the client says that it sends it again.
+    pub(crate) dup: bool,
 }
 
 /// Why a message was not taken.
@@ -278,6 +282,16 @@ impl Client {
             .map_err(|error| Refusal::new(Reason::PayloadFormatInvalid, error.to_string()))?;
         // The expiry of MQTT 5 says how long the command is worth sending.
         let ttl_s = incoming.props.expiry_s.unwrap_or(COMMAND_TTL_S).clamp(1, COMMAND_TTL_S_MAX);
+        let print = incoming.packet_id.map(|packet_id| {
+            let Incoming { topic, payload, props, .. } = incoming;
+            let answer_to = props.response_topic.as_ref().map(|topic| topic.as_str());
+            let content = (*topic, payload, answer_to, &props.correlation);
+            self.hub.fingerprint(&(&self.identity.actor.name, packet_id, content))
+        });
+        // Its PUBACK was lost, and the command is on its way.
+        if incoming.dup && print.is_some_and(|print| self.hub.is_recent_command(print)) {
+            return Ok(Taken::Done(Reason::Success));
+        }
         let Some(room) = AnswerRoom::take(&self.hub) else {
             let text = "the account awaits as many answers by MQTT as it may";
             return Err(Refusal::new(Reason::QuotaExceeded, text));
@@ -289,6 +303,9 @@ impl Client {
             .submit(account, device, new, &self.identity.actor)
             .await
             .map_err(|error| not_queued(&error))?;
+        if let Some(print) = print {
+            self.hub.note_command(print);
+        }
         let correlation = incoming.props.correlation.clone();
         self.await_answer(room, command.id, answer_to, correlation);
         Ok(Taken::Done(Reason::Success))

@@ -471,7 +471,7 @@ impl Session {
             return Err(End::Error(Reason::QosNotSupported, "QoS 2 is not offered".into()));
         }
         self.pace(publish.payload.len());
-        let Publish { qos, retain, topic, packet_id, props, payload, .. } = publish;
+        let Publish { dup, qos, retain, topic, packet_id, props, payload } = publish;
         let alias = self.resolve(topic.as_str(), &props)?;
         let topic = alias.as_deref().unwrap_or(topic.as_str());
         let is_batch = topic.starts_with("ingest/");
@@ -479,7 +479,7 @@ impl Session {
             // Acknowledgements leave in the order that messages came.
             self.store(pending).await?;
         }
-        let incoming = Incoming { topic, payload, qos, retain, props };
+        let incoming = Incoming { topic, payload, qos, retain, props, packet_id, dup };
         match self.client.take(incoming).await {
             Ok(Taken::Batch(batch)) => {
                 pending.push(Pending { batch, packet_id });
@@ -622,7 +622,9 @@ impl Session {
         let Will { topic, payload, qos, retain, props } = will;
         // It outlived its packet, whose memory it must not hold on to when retained.
         let payload = Bytes::copy_from_slice(&payload);
-        let incoming = Incoming { topic: topic.as_str(), payload, qos, retain, props };
+        let topic = topic.as_str();
+        let (packet_id, dup) = (None, false);
+        let incoming = Incoming { topic, payload, qos, retain, props, packet_id, dup };
         let outcome = match self.client.take(incoming).await {
             Ok(Taken::Batch(batch)) => {
                 let device = Arc::clone(&batch.device);
@@ -632,7 +634,7 @@ impl Session {
             Err(refusal) => Err(refusal),
         };
         if let Err(refusal) = outcome {
-            self.client.tell_refused(&mut self.told_refused, topic.as_str(), &refusal);
+            self.client.tell_refused(&mut self.told_refused, topic, &refusal);
         }
     }
 }

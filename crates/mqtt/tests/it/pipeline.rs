@@ -9,7 +9,7 @@ use fieldline_mqtt::MqttConfig;
 use mqtt_protocol_core::mqtt::packet::Property;
 
 use crate::harness::{SOON, Server, wait_for};
-use crate::wire::{Wire, text};
+use crate::wire::{Wire, packet, text};
 
 #[tokio::test]
 async fn messages_are_acknowledged_when_they_are_durable() {
@@ -178,6 +178,22 @@ async fn a_command_reaches_the_device_and_its_answer_comes_back() {
         (json["status"].as_str(), json["answer"].as_str()),
         (Some("answered"), Some("fine"))
     );
+
+    // Sent again because its PUBACK was lost: once on each connection, the same command is known.
+    let mut body = Vec::new();
+    text(&mut body, &topic);
+    body.extend([0x12, 0x34, 0]);
+    body.extend(b"reboot");
+    wire.send(&packet(0x32, &body)).await;
+    assert_eq!(wire.puback(0x1234).await, 0);
+    let mut again = Wire::join(&server, true, "again", &tenant.token).await;
+    again.send(&packet(0x3a, &body)).await;
+    assert_eq!(again.puback(0x1234).await, 0);
+    let dispatch = tokio::time::timeout(SOON, held.dispatches.recv()).await.unwrap().unwrap();
+    let answered = Outcome::Answered("once".into());
+    commands.report(tenant.account, connection, dispatch.command.id, answered).await;
+    assert!(wire.message().await.payload.contains("once"));
+    assert!(held.dispatches.try_recv().is_err(), "it was queued twice");
 
     // JSON, a response topic with correlation data, and an expiry of a minute.
     let mut props = vec![8];
