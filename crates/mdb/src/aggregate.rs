@@ -107,7 +107,7 @@ impl Shard {
         }
         let (from, to) = (from.as_micros(), to.as_micros());
         let Some(last) = to.checked_sub(1).filter(|last| *last >= from) else { return Ok(None) };
-        let mut candidates = version.candidates(&series, from, last)?;
+        let mut candidates = version.candidates(&series, from, last).whole()?;
         candidates.sort_unstable_by_key(|c| c.entry.from);
         let in_memory: Vec<i64> = hits.iter().map(|hit| hit.timestamp).collect();
         let spans: Vec<BlockEntry> = candidates.iter().map(|c| c.entry).collect();

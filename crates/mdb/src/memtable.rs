@@ -1,10 +1,10 @@
 //! Messages that are durable in the log and not sealed yet.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
+use fieldline_contracts::state::DEVICE_BYTES_MAX;
 use fieldline_contracts::{Order, Query};
 use fieldline_model::{Cursor, ParamName, Series, SeriesKind, Stored, Timestamp, Value};
 
@@ -87,27 +87,46 @@ impl Hit {
 
 /// The newest value of each parameter of one series, with its time.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct LastValues(pub(crate) BTreeMap<ParamName, (Value, i64)>);
+pub(crate) struct LastValues {
+    values: BTreeMap<ParamName, (Value, i64)>,
+    bytes: usize,
+}
+
+/// Bytes that a last value counts for.
+fn cost(name: &ParamName, value: &Value) -> usize {
+    name.as_str().len() + 16 + value.heap_bytes()
+}
 
 impl LastValues {
     /// Most parameters of one series whose last values are kept: a device that
     /// makes up names must not fill memory with them.
     pub(crate) const PARAMS_MAX: usize = 4_096;
 
-    /// Takes a value over unless the present one is newer.
+    /// Takes a value over unless the present one is newer. One that does not fit takes
+    /// the one before it away: absent is not wrong, old is.
     pub(crate) fn set(&mut self, name: ParamName, value: Value, timestamp: i64) {
-        let full = self.0.len() >= Self::PARAMS_MAX;
-        match self.0.entry(name) {
-            Entry::Occupied(mut entry) => {
-                if entry.get().1 <= timestamp {
-                    entry.insert((value, timestamp));
-                }
-            }
-            Entry::Vacant(_) if full => {}
-            Entry::Vacant(entry) => {
-                entry.insert((value, timestamp));
-            }
+        let before = match self.values.get(&name) {
+            Some((_, newest)) if *newest > timestamp => return,
+            Some((present, _)) => Some(cost(&name, present)),
+            None => None,
+        };
+        let rest = self.bytes - before.unwrap_or(0);
+        let after = rest + cost(&name, &value);
+        let room = before.is_some() || self.values.len() < Self::PARAMS_MAX;
+        if room && after <= DEVICE_BYTES_MAX {
+            self.values.insert(name, (value, timestamp));
+            self.bytes = after;
+        } else if self.values.remove(&name).is_some() {
+            self.bytes = rest;
         }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&ParamName, &(Value, i64))> {
+        self.values.iter()
     }
 }
 

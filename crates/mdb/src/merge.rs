@@ -141,6 +141,9 @@ fn by_index(
 /// Merges one group of segments; false if there is none.
 pub(crate) fn merge_once(shard: &Shard) -> io::Result<bool> {
     let _replacing = shard.replacing.lock();
+    if shard.stops() {
+        return Ok(false);
+    }
     let version = shard.version();
     let today = day(shard.clock.now().as_micros());
     let Some(inputs) = pick(&version.segments, &shard.config, today) else { return Ok(false) };
@@ -354,6 +357,14 @@ fn sweep(
     Ok(())
 }
 
+/// Removes a segment. The caller holds `replacing`. Returns the bytes set free.
+pub(crate) fn remove(shard: &Shard, segment: &Arc<Segment>) -> Result<u64, HistoryError> {
+    replace(shard, std::slice::from_ref(segment), None, true).map_err(|not| {
+        HistoryError::Failed(format!("remove `{}`: {}", segment.path.display(), not.error))
+    })?;
+    Ok(segment.meta.bytes)
+}
+
 /// Writes a segment anew without the blocks that `keep` refuses, which are copied
 /// as they are. The caller holds `replacing`. Returns the bytes set free.
 pub(crate) fn rewrite(
@@ -367,9 +378,7 @@ pub(crate) fn rewrite(
     let footer = segment.footer()?;
     let kept = footer.series.iter().any(|(s, blocks)| blocks.iter().any(|b| keep(s, b)));
     if !kept {
-        let replaced = replace(shard, std::slice::from_ref(segment), None, true);
-        replaced.map_err(|not| failed(not.error))?;
-        return Ok(segment.meta.bytes);
+        return remove(shard, segment);
     }
     let writer =
         SegmentWriter::create(&*shard.disk, &shard.dir, shard.take_number(), Effort::Merge);

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread::JoinHandle;
 
 use fieldline_contracts::Clock;
@@ -251,6 +251,7 @@ fn open_shard(shared: &Shared<'_>, number: u16) -> Result<(Arc<Shard>, Writer), 
         next_number: AtomicU64::new(manifest.next_number),
         manifest: Mutex::new(manifest),
         snapshot_bytes: AtomicU64::new(snapshot_bytes),
+        ended: AtomicBool::new(false),
         replacing: Mutex::new(()),
         snapshotting: Mutex::new(()),
         trouble: Mutex::new(None),

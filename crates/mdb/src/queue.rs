@@ -20,8 +20,8 @@ pub(crate) struct Job {
 pub(crate) enum Work {
     /// Write these.
     Jobs(Vec<Job>),
-    /// Freeze the memtable, then answer whether it could be.
-    Freeze(oneshot::Sender<bool>),
+    /// Freeze the memtable, then answer all of these whether it could be.
+    Freeze(Vec<oneshot::Sender<bool>>),
     /// Nothing more will come.
     End,
 }
@@ -31,6 +31,8 @@ struct Waiting {
     jobs: VecDeque<Job>,
     freezes: VecDeque<oneshot::Sender<bool>>,
     messages: usize,
+    /// Whether a freeze was taken last: then jobs have their turn.
+    froze: bool,
     closed: bool,
 }
 
@@ -85,11 +87,18 @@ impl Queue {
         self.waiting.lock().messages
     }
 
-    /// Waits for work; takes all that is there, up to `messages_max` or one job.
+    /// Waits for work; takes all that is there, up to `messages_max` or one job. Freezes
+    /// and jobs take turns where both wait, so that neither starves.
     pub(crate) fn take(&self, messages_max: usize) -> Work {
         let mut waiting = self.waiting.lock();
         loop {
+            let freezes = !waiting.freezes.is_empty();
+            if freezes && (!waiting.froze || waiting.jobs.is_empty()) {
+                waiting.froze = true;
+                return Work::Freeze(waiting.freezes.drain(..).collect());
+            }
             if !waiting.jobs.is_empty() {
+                waiting.froze = false;
                 let mut jobs = Vec::new();
                 let mut count = 0;
                 while let Some(job) = waiting.jobs.front() {
@@ -101,9 +110,6 @@ impl Queue {
                 }
                 waiting.messages -= count;
                 return Work::Jobs(jobs);
-            }
-            if let Some(reply) = waiting.freezes.pop_front() {
-                return Work::Freeze(reply);
             }
             if waiting.closed {
                 return Work::End;

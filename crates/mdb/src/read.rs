@@ -39,6 +39,21 @@ pub(crate) struct Candidate<'a> {
     pub(crate) entry: BlockEntry,
 }
 
+/// Where a series may be found.
+#[derive(Default)]
+pub(crate) struct Candidates<'a> {
+    pub(crate) blocks: Vec<Candidate<'a>>,
+    /// First and last time of what of the account is in segments whose index cannot be read.
+    pub(crate) unread: Vec<(i64, i64, HistoryError)>,
+}
+
+impl<'a> Candidates<'a> {
+    /// The blocks, if there are no others.
+    pub(crate) fn whole(mut self) -> Result<Vec<Candidate<'a>>, HistoryError> {
+        self.unread.pop().map_or(Ok(self.blocks), |(_, _, error)| Err(error))
+    }
+}
+
 /// Sequences of one window of the tail: decoded at once, and small enough to be kept.
 const WINDOW_SEQS: u64 = 65_536;
 /// Memory of a message of a window beside its body.
@@ -46,33 +61,32 @@ const HIT_BYTES: usize = size_of::<Hit>();
 
 impl Version {
     /// The blocks of a series with times from `from` to `to`, both included.
-    pub(crate) fn candidates(
-        &self,
-        series: &Series,
-        from: i64,
-        to: i64,
-    ) -> Result<Vec<Candidate<'_>>, HistoryError> {
-        let mut candidates = Vec::new();
+    pub(crate) fn candidates(&self, series: &Series, from: i64, to: i64) -> Candidates<'_> {
+        let mut found = Candidates::default();
         for segment in &self.segments {
             let of_account = segment.meta.accounts.iter().find(|a| a.account == series.account);
-            if !of_account.is_some_and(|a| a.from <= to && a.to >= from) {
-                continue;
-            }
-            let footer = segment.footer()?;
+            let Some(part) = of_account.filter(|a| a.from <= to && a.to >= from) else { continue };
+            let footer = match segment.footer() {
+                Ok(footer) => footer,
+                Err(error) => {
+                    found.unread.push((part.from, part.to, error));
+                    continue;
+                }
+            };
             for entry in footer.blocks(series) {
                 if entry.from <= to && entry.to >= from {
                     let (footer, entry) = (footer.clone(), *entry);
-                    candidates.push(Candidate { segment, footer, entry });
+                    found.blocks.push(Candidate { segment, footer, entry });
                 }
             }
         }
-        Ok(candidates)
+        found
     }
 
     /// The sequence of a message, if it is sealed. What cannot be read counts as
     /// absent: rather a double than a loss.
     pub(crate) fn find(&self, series: &Series, timestamp: i64, hash: u64) -> Option<u64> {
-        let candidates = self.candidates(series, timestamp, timestamp).ok()?;
+        let candidates = self.candidates(series, timestamp, timestamp).blocks;
         let mut scratch = Vec::new();
         for Candidate { segment, footer, entry } in candidates {
             let Ok(block) = segment.block(&footer, *series, &entry) else { continue };
@@ -90,8 +104,17 @@ impl Version {
         None
     }
 
-    /// The first messages that `query` asks for, in its order, and possibly more.
-    pub(crate) fn read(&self, query: &Query, limit: usize) -> Result<Vec<Found>, HistoryError> {
+    /// The first messages that `query` asks for, in its order, and possibly more;
+    /// `memory` are the keys of those that are not sealed.
+    ///
+    /// Where the index of a segment cannot be read, answers that do not reach its times
+    /// are given all the same.
+    pub(crate) fn read(
+        &self,
+        query: &Query,
+        limit: usize,
+        memory: &[(i64, u64)],
+    ) -> Result<Vec<Found>, HistoryError> {
         let mut from = query.from.as_micros();
         let Some(mut to) = query.to.as_micros().checked_sub(1) else { return Ok(Vec::new()) };
         let ascending = query.order == Order::Ascending;
@@ -107,12 +130,24 @@ impl Version {
         if from > to || limit == 0 {
             return Ok(found);
         }
-        let mut candidates = self.candidates(&query.series, from, to)?;
+        let Candidates { blocks: mut candidates, mut unread } =
+            self.candidates(&query.series, from, to);
         if ascending {
             candidates.sort_unstable_by_key(|c| c.entry.from);
         } else {
             candidates.sort_unstable_by_key(|c| std::cmp::Reverse(c.entry.to));
         }
+        // The nearest time at which something is hidden.
+        let hidden = if ascending {
+            unread.sort_unstable_by_key(|(first, ..)| std::cmp::Reverse(*first));
+            unread.pop().map(|(first, _, error)| (first, error))
+        } else {
+            unread.sort_unstable_by_key(|(_, last, _)| *last);
+            unread.pop().map(|(_, last, error)| (last, error))
+        };
+        let before = |timestamp: i64, limit: i64| {
+            if ascending { timestamp < limit } else { timestamp > limit }
+        };
         let mut candidates = candidates.into_iter().peekable();
         while let Some(Candidate { segment, footer, entry }) = candidates.next() {
             let block = segment.block(&footer, query.series, &entry)?;
@@ -134,20 +169,21 @@ impl Version {
             let enough = match candidates.peek() {
                 None => break,
                 Some(next) if found.len() >= limit => {
-                    let settled = found.iter().filter(|found| {
-                        let (timestamp, _) = found.key();
-                        if ascending {
-                            timestamp < next.entry.from
-                        } else {
-                            timestamp > next.entry.to
-                        }
-                    });
+                    let nearest = if ascending { next.entry.from } else { next.entry.to };
+                    let settled = found.iter().filter(|found| before(found.key().0, nearest));
                     settled.count() >= limit
                 }
                 Some(_) => false,
             };
             if enough {
                 break;
+            }
+        }
+        if let Some((nearest, error)) = hidden {
+            // An answer that does not reach what is hidden is whole.
+            let settled = found.iter().map(Found::key).chain(memory.iter().copied());
+            if settled.filter(|(timestamp, _)| before(*timestamp, nearest)).count() < limit {
+                return Err(error);
             }
         }
         Ok(found)
@@ -257,7 +293,8 @@ impl Version {
         let mut all: BTreeMap<Series, Latest> = BTreeMap::new();
         let mut scratch = Vec::new();
         for segment in &self.segments {
-            let footer = segment.footer()?;
+            // So does a damaged index: rather fewer last values than none.
+            let Ok(footer) = segment.footer() else { continue };
             for (series, blocks) in &footer.series {
                 for entry in blocks {
                     let latest = all.entry(*series).or_insert_with(|| Latest {

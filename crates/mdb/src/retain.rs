@@ -7,12 +7,14 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use fieldline_contracts::HistoryError;
 use fieldline_model::{AccountId, Series};
+use tracing::warn;
 
-use crate::merge::rewrite;
-use crate::segment::{BlockEntry, Segment};
+use crate::merge::{remove, rewrite};
+use crate::segment::{AccountMeta, BlockEntry, Segment};
 use crate::shard::Shard;
 use crate::snapshot;
 
@@ -89,18 +91,42 @@ pub(crate) fn drop_before(
         if part.from >= before {
             continue;
         }
-        let whole = part.to < before;
-        if whole || exact || droppable(segment, account, &goes)? * PART >= part.bytes.max(1) {
-            if !whole && droppable(segment, account, &goes)? == 0 {
-                continue;
+        if shard.stops() {
+            return Err(HistoryError::Closed);
+        }
+        let dropped = drop_from(shard, segment, part, &goes, exact);
+        match dropped {
+            Ok(bytes) => freed += bytes,
+            // What else may go must not wait for it.
+            Err(cause) if segment.damaged.load(Ordering::Relaxed) => {
+                if part.to < before && segment.is_past(account) {
+                    freed += remove(shard, segment)?;
+                } else {
+                    warn!(shard = shard.number, %cause, "retention leaves a damaged segment");
+                }
             }
-            freed += rewrite(shard, segment, &|series, entry| !goes(series, entry))?;
+            Err(error) => return Err(error),
         }
     }
     if freed > 0 {
         freed += forget(shard, account, before)?;
     }
     Ok(freed)
+}
+
+/// Takes what `goes` says out of one segment, where it is worth it or all must go.
+fn drop_from(
+    shard: &Shard,
+    segment: &Arc<Segment>,
+    part: &AccountMeta,
+    goes: &dyn Fn(&Series, &BlockEntry) -> bool,
+    exact: bool,
+) -> Result<u64, HistoryError> {
+    let bytes = droppable(segment, part.account, goes)?;
+    if bytes == 0 || (!exact && bytes * PART < part.bytes.max(1)) {
+        return Ok(0);
+    }
+    rewrite(shard, segment, &|series, entry| !goes(series, entry))
 }
 
 fn droppable(
@@ -125,7 +151,10 @@ fn forget(shard: &Shard, account: AccountId, before: i64) -> Result<u64, History
         manifest.snapshot.map(|number| shard.dir.join(snapshot::file_name(number)))
     };
     let Some(old) = old else { return Ok(0) };
-    let before_bytes = shard.snapshot_bytes.load(std::sync::atomic::Ordering::Relaxed);
+    let before_bytes = shard.snapshot_bytes.load(Ordering::Relaxed);
+    if shard.stops() {
+        return Ok(0);
+    }
     // A series of which anything is left must stay known, or its duplicates would not be.
     let mut left = BTreeSet::new();
     for segment in &shard.version().segments {
@@ -139,7 +168,7 @@ fn forget(shard: &Shard, account: AccountId, before: i64) -> Result<u64, History
     shard.disk.sync_dir(&shard.dir).map_err(failed)?;
     let changed = shard.change(|manifest| manifest.snapshot = Some(number), |_| {});
     changed.map_err(|not| failed(not.error))?;
-    shard.snapshot_bytes.store(bytes, std::sync::atomic::Ordering::Relaxed);
+    shard.snapshot_bytes.store(bytes, Ordering::Relaxed);
     shard.discard(&old);
     Ok(before_bytes.saturating_sub(bytes))
 }

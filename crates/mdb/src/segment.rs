@@ -9,7 +9,7 @@
 
 #![allow(clippy::cast_possible_truncation, reason = "series kinds are u8 by their repr")]
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use fieldline_contracts::HistoryError;
 use fieldline_model::{AccountId, ParamName, Series, SeriesKind};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -231,6 +232,8 @@ pub(crate) struct Segment {
     pub(crate) damaged: AtomicBool,
     /// Its index is too large for it to be merged.
     pub(crate) crowded: AtomicBool,
+    /// Accounts whose part of it, which cannot be read, is beyond their retention.
+    past: Mutex<BTreeSet<AccountId>>,
 }
 
 impl Drop for Segment {
@@ -269,6 +272,7 @@ impl Segment {
             obsolete: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
             crowded: AtomicBool::new(false),
+            past: Mutex::default(),
         })
     }
 
@@ -289,6 +293,13 @@ impl Segment {
     /// The manifest does not name it any more.
     pub(crate) fn retire(&self) {
         self.obsolete.store(true, Ordering::Release);
+    }
+
+    /// Notes that all of an account in it is beyond retention; whether that is so of all accounts.
+    pub(crate) fn is_past(&self, account: AccountId) -> bool {
+        let mut past = self.past.lock();
+        past.insert(account);
+        self.meta.accounts.iter().all(|part| past.contains(&part.account))
     }
 
     fn corrupt(&self, offset: u64, reason: &str) -> HistoryError {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use fieldline_contracts::{Clock, HistoryError, HistoryStats, Order, Query};
@@ -74,6 +74,8 @@ pub(crate) struct Shard {
     /// The number of the next segment or snapshot.
     pub(crate) next_number: AtomicU64,
     pub(crate) snapshot_bytes: AtomicU64,
+    /// It is closed: the directory may be another's, nothing is changed in it any more.
+    pub(crate) ended: AtomicBool,
     /// Held by what replaces segments by others: merging and retention.
     pub(crate) replacing: Mutex<()>,
     /// Held by what replaces the snapshot: sealing and retention.
@@ -169,6 +171,10 @@ impl Shard {
         apply: impl FnOnce(&mut View),
     ) -> Result<(), NotReplaced> {
         let mut manifest = self.manifest.lock();
+        if self.ended.load(Ordering::Acquire) {
+            let error = io::Error::other("the store is closed");
+            return Err(NotReplaced { error, unknown: false });
+        }
         let mut next = manifest.clone();
         edit(&mut next);
         next.next_number = self.next_number.load(Ordering::Acquire);
@@ -234,6 +240,19 @@ impl Shard {
         }
     }
 
+    /// Waits for what changes files of the shard now, and lets nothing do so later.
+    /// Its threads have ended.
+    pub(crate) fn end(&self) {
+        let _replacing = self.replacing.lock();
+        let _snapshotting = self.snapshotting.lock();
+        self.ended.store(true, Ordering::Release);
+    }
+
+    /// Whether it is to stop; what takes long looks often.
+    pub(crate) fn stops(&self) -> bool {
+        self.sealing.lock().stop
+    }
+
     pub(crate) fn take_number(&self) -> u64 {
         self.next_number.fetch_add(1, Ordering::AcqRel)
     }
@@ -266,7 +285,8 @@ impl Shard {
             }
             view.version.clone()
         };
-        let mut found: Vec<Found> = version.read(query, limit)?;
+        let memory: Vec<(i64, u64)> = hits.iter().map(|hit| (hit.timestamp, hit.seq)).collect();
+        let mut found: Vec<Found> = version.read(query, limit, &memory)?;
         found.extend(hits.into_iter().map(Found::Memory));
         found.sort_unstable_by_key(Found::key);
         if query.order == Order::Descending {

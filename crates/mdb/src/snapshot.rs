@@ -13,7 +13,6 @@
 
 #![allow(clippy::cast_possible_truncation, reason = "series kinds are u8 by their repr")]
 
-use std::collections::btree_map::BTreeMap;
 use std::io;
 use std::path::Path;
 
@@ -29,7 +28,8 @@ use crate::memtable::LastValues;
 use crate::value::{Kind, put_value, take_value};
 
 const MAGIC: &[u8; 8] = b"FLDSNAP1";
-/// A section is closed beyond this size.
+/// A section is closed beyond this size; the last values of one series, which are bounded
+/// to about as much, follow whole.
 const SECTION_BYTES: usize = 256 << 10;
 
 /// What a snapshot says of a series.
@@ -45,8 +45,8 @@ impl Latest {
     /// Takes over what came later.
     pub(crate) fn merge(&mut self, later: Self) {
         self.newest = self.newest.max(later.newest);
-        for (name, (value, timestamp)) in later.values.0 {
-            self.values.set(name, value, timestamp);
+        for (name, (value, timestamp)) in later.values.iter() {
+            self.values.set(name.clone(), value.clone(), *timestamp);
         }
     }
 }
@@ -75,8 +75,8 @@ impl SnapshotWriter {
         out.push(series.kind as u8);
         out.extend_from_slice(series.object.as_bytes());
         put_signed(out, latest.newest);
-        put_varint(out, latest.values.0.len() as u64);
-        for (name, (value, timestamp)) in &latest.values.0 {
+        put_varint(out, latest.values.len() as u64);
+        for (name, (value, timestamp)) in latest.values.iter() {
             put_bytes(out, name.as_str().as_bytes());
             let (kind, scale) = Kind::of(value);
             out.extend_from_slice(&[kind as u8, scale]);
@@ -198,15 +198,15 @@ pub(crate) fn entries(plain: &[u8]) -> Decoded<Vec<(Series, Latest)>> {
         let kind = SeriesKind::from_u8(input.u8()?).ok_or(Damage("unknown series kind"))?;
         let object = Uuid::from_bytes(input.array()?);
         let newest = input.signed()?;
-        let mut values = BTreeMap::new();
+        let mut values = LastValues::default();
         for _ in 0..input.count()? {
             let name = ParamName::new(input.text()?).map_err(|_| Damage("no name"))?;
             let kind = Kind::from_u8(input.u8()?)?;
             let scale = input.u8()?;
             let timestamp = newest.wrapping_add(input.signed()?);
-            values.insert(name, (take_value(&mut input, kind, scale)?, timestamp));
+            values.set(name, take_value(&mut input, kind, scale)?, timestamp);
         }
-        let latest = Latest { newest, values: LastValues(values) };
+        let latest = Latest { newest, values };
         entries.push((Series { account, kind, object }, latest));
     }
     Ok(entries)

@@ -159,6 +159,9 @@ impl Drop for Mdb {
             // A panic of the thread was printed where it happened.
             drop(thread.join());
         }
+        for shard in &self.shards {
+            shard.end();
+        }
     }
 }
 
@@ -339,7 +342,7 @@ impl History for Mdb {
             });
             let visiting = async {
                 while let Some((series, values)) = receiver.recv().await {
-                    for (name, (value, timestamp)) in &values.0 {
+                    for (name, (value, timestamp)) in values.iter() {
                         visit(series, name, value, Timestamp::from_micros(*timestamp));
                     }
                 }
@@ -398,16 +401,21 @@ impl History for Mdb {
         self.check_open()?;
         self.stop();
         let threads = std::mem::take(&mut *self.threads.lock());
-        blocking(move || {
-            for thread in threads {
-                if thread.join().is_err() {
-                    return Err(HistoryError::Failed("a thread of the store panicked".to_owned()));
-                }
+        let shards = self.shards.clone();
+        let ended = blocking(move || {
+            let panicked = threads.into_iter().filter_map(|thread| thread.join().err()).count();
+            // Retention or a merge may be at work for a caller: another process must not
+            // get the directory before they are done.
+            for shard in &shards {
+                shard.end();
+            }
+            if panicked > 0 {
+                return Err(HistoryError::Failed("a thread of the store panicked".to_owned()));
             }
             Ok(())
         })
-        .await?;
+        .await;
         drop(self.lock.lock().take());
-        Ok(())
+        ended
     }
 }

@@ -107,9 +107,12 @@ impl Writer {
         loop {
             match self.shard.queue.take(self.shard.config.group_messages_max) {
                 Work::Jobs(jobs) => self.write(jobs),
-                Work::Freeze(reply) => {
-                    if reply.send(self.freeze(true)).is_err() {
-                        debug!("nobody waits for the freeze any more");
+                Work::Freeze(replies) => {
+                    let frozen = self.freeze(true);
+                    for reply in replies {
+                        if reply.send(frozen).is_err() {
+                            debug!("nobody waits for the freeze any more");
+                        }
                     }
                 }
                 Work::End => return,

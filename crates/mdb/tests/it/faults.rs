@@ -522,3 +522,100 @@ async fn what_keeps_the_store_from_storing_or_reading_is_told() {
     }
     assert!(store.problems()[0].contains("1 damaged segment"), "{:?}", store.problems());
 }
+
+fn damage_index(disk: &FakeDisk) {
+    let segment = disk.find(".seg").into_iter().min().unwrap();
+    disk.tamper(&segment, |bytes| {
+        let at = bytes.len() - 3;
+        bytes[at] ^= 1;
+    });
+}
+
+#[tokio::test]
+async fn what_does_not_reach_into_a_damaged_segment_is_read() {
+    let disk = FakeDisk::new();
+    let config = || fieldline_mdb::MdbConfig { merge_fan_in: 50, ..small() };
+    let store = open(&disk.disk(), config()).unwrap();
+    append(&store, batch(0, 10)).await;
+    store.seal().await.unwrap();
+    append(&store, batch(10, 20)).await;
+    store.seal().await.unwrap();
+    append(&store, batch(20, 30)).await;
+    drop(store);
+    damage_index(&disk);
+    let store = open(&disk.disk(), config()).unwrap();
+    let newest = store.read(&Query::newest(device(1), 20)).await.unwrap();
+    assert_eq!(numbers(&newest), (10..30).rev().collect::<Vec<_>>());
+    assert!(store.read(&Query::newest(device(1), 21)).await.is_err(), "a gap is not passed over");
+    assert!(store.read(&Query::oldest(device(1), 5)).await.is_err());
+    let from = crate::common::START.plus_micros(10_000_000);
+    let later = Query { from, ..Query::oldest(device(1), 5) };
+    assert_eq!(numbers(&store.read(&later).await.unwrap()), [10, 11, 12, 13, 14]);
+    // Duplicates of what can be read are known, and so are all last values that can be read.
+    assert!(append(&store, batch(10, 20)).await.iter().all(|receipt| receipt.duplicate));
+    drop(store);
+    let snapshot = disk.find(".snap").pop().unwrap();
+    disk.tamper(&snapshot, |bytes| bytes[30] ^= 1);
+    let store = open(&disk.disk(), config()).unwrap();
+    let mut count = 0;
+    store.last_values(&mut |_, _, _, _| count += 1).await.unwrap();
+    assert_eq!(count, 2);
+    store.seal().await.unwrap();
+}
+
+#[tokio::test]
+async fn retention_passes_over_damage_and_drops_it_when_all_of_it_is_past() {
+    let disk = FakeDisk::new();
+    let config = || fieldline_mdb::MdbConfig { merge_fan_in: 50, ..small() };
+    let store = open(&disk.disk(), config()).unwrap();
+    let other = fieldline_model::AccountId::from_bytes([8; 16]);
+    let theirs = fieldline_model::Series { account: other, ..device(1) };
+    append(&store, batch(0, 10)).await;
+    append(&store, (0..10).map(|n| message(theirs, n, n)).collect()).await;
+    store.seal().await.unwrap();
+    append(&store, batch(10, 20)).await;
+    store.seal().await.unwrap();
+    drop(store);
+    damage_index(&disk);
+    let store = open(&disk.disk(), config()).unwrap();
+    let before = Some(crate::common::START.plus_micros(1_000_000_000));
+    let retain = async |account| {
+        let retention = fieldline_contracts::Retention { account, before, bytes_max: None };
+        store.retain(retention).await.unwrap()
+    };
+    assert!(retain(crate::common::ACCOUNT).await > 0, "what is sound must go");
+    assert_eq!(store.stats(None).segments, 1, "of another account something is in it");
+    assert!(retain(other).await > 0);
+    assert_eq!(store.stats(None).segments, 0);
+    assert_eq!(all(&store, device(1)).await.len(), 0);
+}
+
+#[tokio::test]
+async fn closing_waits_for_retention_and_nothing_is_changed_later() {
+    for wait in 0..20 {
+        let disk = FakeDisk::new();
+        let store = Arc::new(open(&disk.disk(), small()).unwrap());
+        for n in 0..10 {
+            append(&store, batch(n * 50, n * 50 + 50)).await;
+            store.seal().await.unwrap();
+        }
+        let retaining = store.clone();
+        let task = tokio::spawn(async move {
+            let before = Some(crate::common::START.plus_micros(333_000_000));
+            let account = crate::common::ACCOUNT;
+            let retention = fieldline_contracts::Retention { account, before, bytes_max: None };
+            (retaining.retain(retention).await, retaining.merge().await)
+        });
+        tokio::time::sleep(std::time::Duration::from_micros(wait * 300)).await;
+        store.close().await.unwrap();
+        let files = |disk: &FakeDisk| {
+            disk.paths().into_iter().map(|path| (disk.content(&path), path)).collect::<Vec<_>>()
+        };
+        let closed = files(&disk);
+        drop(task.await.unwrap());
+        assert!(files(&disk) == closed, "files were changed after the store was closed");
+        drop(store);
+        assert!(files(&disk) == closed);
+        let _again = open(&disk.disk(), small()).unwrap();
+    }
+}

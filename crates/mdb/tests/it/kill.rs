@@ -15,12 +15,9 @@ use crate::common::{device, message, small, tail};
 const DIR: &str = "FIELDLINE_MDB_KILL_DIR";
 const FIRST: &str = "FIELDLINE_MDB_KILL_FIRST";
 
-/// Not a test: the process that is killed. Appends, and prints what was acknowledged.
-#[tokio::test]
-#[ignore = "run by the test below"]
+/// The process that is killed. Appends, and prints what was acknowledged.
 #[allow(clippy::print_stdout, reason = "what it prints is what its parent checks")]
-async fn child() {
-    let Ok(dir) = std::env::var(DIR) else { return };
+async fn child(dir: String) {
     let first: i64 = std::env::var(FIRST).unwrap().parse().unwrap();
     let store = Arc::new(Mdb::open(dir, small(), Arc::new(SystemClock)).unwrap());
     let mut tasks = tokio::task::JoinSet::new();
@@ -41,11 +38,19 @@ async fn child() {
 
 #[tokio::test]
 async fn a_killed_process_loses_nothing_it_acknowledged() {
+    // The test starts itself again as the process that is killed.
+    if let Ok(dir) = std::env::var(DIR) {
+        return child(dir).await;
+    }
     let dir = tempfile::tempdir().unwrap();
     let mut acknowledged: BTreeSet<(u8, i64)> = BTreeSet::new();
     for round in 0..8_i64 {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "kill::child", "--ignored", "--nocapture"])
+            .args([
+                "--exact",
+                "kill::a_killed_process_loses_nothing_it_acknowledged",
+                "--nocapture",
+            ])
             .env(DIR, dir.path())
             .env(FIRST, (round * 1_000_000).to_string())
             .stdout(Stdio::piped())

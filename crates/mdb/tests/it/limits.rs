@@ -215,3 +215,52 @@ async fn segments_whose_indexes_are_too_large_together_are_not_merged() {
     assert_eq!(crate::common::numbers(&all(&store, device(1)).await), (0..8).collect::<Vec<_>>());
     assert_eq!(all(&store, device(9)).await.len(), 4);
 }
+
+#[tokio::test]
+async fn last_values_of_a_device_are_bounded_in_bytes() {
+    let disk = FakeDisk::new();
+    let config = || MdbConfig { memtable_bytes_max: 8 << 20, wal_bytes_max: 8 << 20, ..small() };
+    let store = open(&disk.disk(), config()).unwrap();
+    let text = |n: i64| {
+        let name = fieldline_model::ParamName::new(format!("text{n}")).unwrap();
+        let values = [(name, Value::from("x".repeat(100_000)))];
+        Accepted::own(device(1), START.plus_micros(n), values.into_iter().collect())
+    };
+    append(&store, (0..10).map(text).collect()).await;
+    store.seal().await.unwrap();
+    append(&store, (10..20).map(text).collect()).await;
+    for sealed in [false, true] {
+        if sealed {
+            store.seal().await.unwrap();
+        }
+        let mut bytes = 0;
+        let mut visit = |_, _: &fieldline_model::ParamName, value: &Value, _| {
+            bytes += value.heap_bytes();
+        };
+        store.last_values(&mut visit).await.unwrap();
+        assert_eq!(bytes, 200_000);
+    }
+    assert_eq!(all(&store, device(1)).await.len(), 20, "history keeps all");
+}
+
+/// Appends that never end must not put off what asks for a freeze.
+#[tokio::test]
+async fn sealing_has_its_turn_while_appends_come() {
+    let disk = FakeDisk::new();
+    let store = Arc::new(open(&disk.disk(), MdbConfig::default()).unwrap());
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..8 {
+        let store = store.clone();
+        tasks.spawn(async move {
+            for n in 0.. {
+                append(&store, vec![message(device(number), n, n)]).await;
+            }
+        });
+    }
+    for _ in 0..5 {
+        let sealed = tokio::time::timeout(Duration::from_secs(10), store.seal()).await;
+        sealed.expect("sealing starves").unwrap();
+    }
+    tasks.shutdown().await;
+    assert!(store.stats(None).segments > 0);
+}
