@@ -218,19 +218,25 @@ fn open_shard(shared: &Shared<'_>, number: u16) -> Result<(Arc<Shard>, Writer), 
         newest,
         next_seq: manifest.next_seq,
     };
-    // Numbers are given without gaps, and files are removed from the first on.
-    for log in manifest.log_from..logs.last().map_or(0, |last| last + 1) {
-        let sound = if logs.binary_search(&log).is_ok() {
-            let newest = logs.last() == Some(&log);
-            recovery.log(&***disk, &dir, (log, newest), number, config, clock)?
-        } else {
-            missing(&***disk, &dir, log).map_err(io_error("write in", &dir))?;
-            false
-        };
+    let mut tell = |log: u64| {
         let name = format!("{}{DAMAGED}", wal::file_name(log));
-        if !sound && !damaged.contains(&name) {
+        if !damaged.contains(&name) {
             damaged.push(name);
         }
+    };
+    let mut expected = manifest.log_from;
+    for log in &logs {
+        // Numbers are given without gaps, and files are removed from the first on.
+        if *log > expected {
+            missing(&***disk, &dir, expected, log - expected)
+                .map_err(io_error("write in", &dir))?;
+            tell(expected);
+        }
+        let newest = logs.last() == Some(log);
+        if !recovery.log(&***disk, &dir, (*log, newest), number, config, clock)? {
+            tell(*log);
+        }
+        expected = log.saturating_add(1);
     }
     let next_file = logs.last().map_or(manifest.log_from, |last| last + 1);
     let messages = recovery.active.messages.len()
@@ -445,10 +451,10 @@ impl Recovery {
     }
 }
 
-/// A log file is not there though a later one is: leaves a mark of it.
-fn missing(disk: &dyn Disk, dir: &Path, number: u64) -> io::Result<()> {
+/// Log files from `number` on are not there though a later one is: leaves a mark of them.
+fn missing(disk: &dyn Disk, dir: &Path, number: u64, count: u64) -> io::Result<()> {
     let path = dir.join(wal::file_name(number));
-    metrics::counter!("fieldline_mdb_log_damaged_total").increment(1);
-    error!(path = %path.display(), "a log file is missing, and the messages in it are lost");
+    metrics::counter!("fieldline_mdb_log_damaged_total").increment(count);
+    error!(path = %path.display(), count, "log files are missing, and the messages in them are lost");
     Ok(replace(disk, dir, &format!("{}{DAMAGED}", wal::file_name(number)), &[])?)
 }
