@@ -19,7 +19,7 @@ pub(crate) enum ProgramError {
     Unknown { name: String, built_in: String },
     #[error("protocol `{name}` does not compile: {reason}")]
     Wrong { name: String, reason: String },
-    #[error(transparent)]
+    #[error("the protocol cannot be read now; that is tried again")]
     Registry(#[from] RegistryError),
 }
 

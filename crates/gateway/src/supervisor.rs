@@ -18,6 +18,7 @@ use crate::channel::ChannelLive;
 use crate::event_loop::EventLoops;
 use crate::journal::{self, Line};
 use crate::listen;
+use crate::programs::ProgramError;
 use crate::shared::{Entry, Shared};
 
 /// Wait before the registry is asked again after it failed.
@@ -214,7 +215,13 @@ impl Supervisor {
         }
         let (registry, programs) = (self.registry(), &self.shared.programs);
         let program = programs.get(&*registry, channel.account, &channel.protocol).await;
-        let program = program.map_err(|error| error.to_string());
+        let program = program.map_err(|error| {
+            // The tenant's channel gets fixed words for what is the operator's.
+            if let ProgramError::Registry(error) = &error {
+                warn!(%error, channel = %channel.id, "a channel's protocol cannot be read");
+            }
+            error.to_string()
+        });
         let program = program.and_then(|program| fits(&program, &channel).map(|()| program));
         match (live, program) {
             (Some(live), Ok(program)) => {
