@@ -186,8 +186,18 @@ async fn a_device_over_udp_gets_it_where_it_was_last_heard() {
         status.status,
         CommandStatus::Sent | CommandStatus::Answered | CommandStatus::Queued
     ));
-    let log = world.log(SeriesKind::DeviceLog).await;
-    let line = log.iter().find(|l| kinds(std::slice::from_ref(l)) == ["command"]).unwrap();
+    // The line is written beside the command, not before it.
+    let line = tokio::time::timeout(crate::SOON, async {
+        loop {
+            let log = world.log(SeriesKind::DeviceLog).await;
+            let of_command = |l: &&_| kinds(std::slice::from_ref(*l)) == ["command"];
+            if let Some(line) = log.iter().find(of_command) {
+                break line.clone();
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    });
+    let line = line.await.expect("the log has the command");
     assert!(matches!(line.params().get("frame.hex"), Some(Value::Bytes(_))));
     world.stop().await;
 }

@@ -15,8 +15,20 @@ fn large(number: u8, n: i64) -> Accepted {
     Accepted::own(
         device(number),
         at,
-        params([("n", Value::Int(n)), ("text", Value::from("x".repeat(200_000)))]),
+        params([("n", Value::Int(n)), ("text", Value::from(noise(n, 200_000)))]),
     )
+}
+
+/// Text that does not get small by compression: what is sealed takes room as well.
+fn noise(seed: i64, bytes: usize) -> String {
+    let mut state = seed.unsigned_abs().wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        char::from(b'0' + u8::try_from(state % 64).unwrap())
+    };
+    (0..bytes).map(|_| next()).collect()
 }
 
 #[tokio::test]
