@@ -84,7 +84,7 @@ fn deny() -> Result<(), Failure> {
 }
 
 fn rust() -> Result<(), Failure> {
-    packages::ensure(&["mosquitto_sub", "psql", "nginx"])?;
+    packages::ensure(&["mosquitto_sub"])?;
     packages::ensure_cargo("nextest")?;
     run("cargo", ["nextest", "run", "--workspace", "--locked", "--no-fail-fast"])
 }
