@@ -194,7 +194,7 @@ async fn a_device_over_udp_gets_it_where_it_was_last_heard() {
             if let Some(line) = log.iter().find(of_command) {
                 break line.clone();
             }
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });
     let line = line.await.expect("the log has the command");
