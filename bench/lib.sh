@@ -68,7 +68,7 @@ build_program() {
 
 # Starts Fieldline on an empty data directory; sets DATA, URL and FIELDLINE_TOKEN. Further arguments go to `up`.
 start_fieldline() {
-    DATA=$WORK/data
+    DATA=${DATA:-$WORK/data}
     local port mqtt
     port=$(free_port)
     mqtt=$(free_port)
