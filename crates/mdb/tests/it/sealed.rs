@@ -82,9 +82,9 @@ async fn every_kind_of_value_survives_sealing_and_merging() {
         }
     };
     exact(&all(&store, series).await);
-    let before = store.stats(None);
     store.merge().await.unwrap();
-    assert!(store.stats(None).segments < before.segments, "nothing was merged");
+    // Four parts were sealed; the merger in the background may have been first.
+    assert!(store.stats(None).segments < 4, "nothing was merged");
     exact(&all(&store, series).await);
     exact(&tail(&store, Cursor::default(), 33).await);
     drop(store);
