@@ -26,9 +26,21 @@ const CACHE_AGE_MAX: Duration = Duration::from_secs(5);
 /// Most secrets remembered.
 const CACHE_MAX: usize = 20_000;
 
-/// Sign-in by one name: a person mistypes, so the wait stays short; it also cannot lock anyone out for long.
+/// Sign-in by one name from one address: a person mistypes, so the wait begins late.
+const BY_NAME_AND_ADDRESS: Policy =
+    Policy { free: 5, wait_max: Duration::from_secs(300), forget: Duration::from_secs(3_600) };
+
+/// Sign-in by one name from anywhere. It makes nobody wait who has not failed himself, or anyone
+/// could keep a person out: see [`ATTACKED_WAIT`]. The wait is not used.
 const BY_NAME: Policy =
-    Policy { free: 5, wait_max: Duration::from_secs(60), forget: Duration::from_secs(900) };
+    Policy { free: 50, wait_max: Duration::ZERO, forget: Duration::from_secs(900) };
+
+/// While a name fails from many addresses, each of them waits so long after its first failure:
+/// who has many addresses gets one try from each, not five.
+const ATTACKED_WAIT: Duration = Duration::from_secs(30);
+
+/// Longest name that is looked for, in bytes: as many as its 64 characters can have.
+const NAME_BYTES_MAX: usize = 256;
 
 /// Sign-in from one address.
 const BY_ADDRESS: Policy =
@@ -63,7 +75,8 @@ pub(crate) struct Inner {
     newest: watch::Receiver<u64>,
     followed: AtomicU64,
     following: OnceLock<()>,
-    pub(crate) by_name: Backoff<String>,
+    by_name: Backoff<String>,
+    pub(crate) by_name_and_address: Backoff<(String, IpAddr)>,
     by_address: Backoff<IpAddr>,
     by_token: Backoff<IpAddr>,
 }
@@ -104,6 +117,7 @@ impl Auth {
             followed: AtomicU64::new(0),
             following: OnceLock::new(),
             by_name: Backoff::new(BY_NAME),
+            by_name_and_address: Backoff::new(BY_NAME_AND_ADDRESS),
             by_address: Backoff::new(BY_ADDRESS),
             by_token: Backoff::new(BY_TOKEN),
         };
@@ -173,8 +187,9 @@ impl Auth {
 
     /// Signs a person in by name and password.
     ///
-    /// Takes as long for names that do not exist. After some failures by one
-    /// name or from one address, each further one makes the next wait longer.
+    /// Takes as long for names that do not exist. After some failures from one
+    /// address, of this name or of any, each further one makes the next from there
+    /// wait longer. Failures of the name elsewhere make no other address wait.
     ///
     /// # Errors
     ///
@@ -188,15 +203,19 @@ impl Auth {
         let inner = &self.inner;
         let (name, address) = (name.trim().to_owned(), address_key(peer));
         // Hashing longer ones would only cost time: none can be right.
-        if name.len() > 1_024 || password.len() > 4 * crate::PASSWORD_CHARS.end() {
+        if name.len() > NAME_BYTES_MAX || password.len() > 4 * crate::PASSWORD_CHARS.end() {
             return Err(AuthError::Unauthenticated(WRONG_PASSWORD));
         }
-        let wait = inner.by_name.wait(&name).max(inner.by_address.wait(&address));
-        if let Some(wait) = wait {
+        let attacked = inner.by_name.is_over(&name);
+        let least = if attacked { ATTACKED_WAIT } else { Duration::ZERO };
+        let both = (name.clone(), address);
+        let wait = inner.by_name_and_address.wait_at_least(&both, least);
+        if let Some(wait) = wait.max(inner.by_address.wait(&address)) {
             return Err(too_many(wait));
         }
         // Counted before the outcome is known, so that many at once are counted too.
         inner.by_name.failed(name.clone());
+        inner.by_name_and_address.failed(both.clone());
         inner.by_address.failed(address);
         let found = inner.registry.find_anywhere(Kind::User, "name", &name).await?;
         let user = found.map(typed::<User>).transpose()?.map(|found| found.object);
@@ -212,7 +231,8 @@ impl Auth {
             metrics::counter!("fieldline_auth_failures_total", "what" => "password").increment(1);
             return Err(AuthError::Unauthenticated(WRONG_PASSWORD));
         };
-        inner.by_name.succeeded(&name);
+        inner.by_name_and_address.succeeded(&both);
+        inner.by_name.undo(&name);
         inner.by_address.undo(&address);
         self.begin_session(user, peer, false).await
     }

@@ -1,4 +1,4 @@
-//! Back-off after failures, by user name and by address.
+//! Back-off after failures, by address and by what was tried.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -40,12 +40,26 @@ impl<K: Eq + Hash + Clone> Backoff<K> {
 
     /// How long `key` has to wait still, if it has to.
     pub(crate) fn wait(&self, key: &K) -> Option<Duration> {
+        self.wait_at_least(key, Duration::ZERO)
+    }
+
+    /// As [`Backoff::wait`], and for any failure `least`, if that is longer.
+    pub(crate) fn wait_at_least(&self, key: &K, least: Duration) -> Option<Duration> {
         let keys = self.keys.lock();
-        let failures = keys.get(key)?;
-        let over = failures.count.checked_sub(self.policy.free)?;
+        let failures = keys.get(key).filter(|failures| failures.count > 0)?;
+        let over = failures.count.checked_sub(self.policy.free);
         // One second, doubled by each failure.
-        let wait = Duration::from_secs(1_u64 << over.min(20)).min(self.policy.wait_max);
+        let wait = over.map_or(Duration::ZERO, |over| Duration::from_secs(1 << over.min(20)));
+        let wait = wait.min(self.policy.wait_max).max(least);
         wait.checked_sub(failures.last.elapsed()).filter(|left| !left.is_zero())
+    }
+
+    /// Whether `key` has failed more often than is free, and not been quiet since.
+    pub(crate) fn is_over(&self, key: &K) -> bool {
+        let keys = self.keys.lock();
+        keys.get(key).is_some_and(|failures| {
+            failures.count > self.policy.free && failures.last.elapsed() < self.policy.forget
+        })
     }
 
     /// Notes a failure.

@@ -1,5 +1,7 @@
 //! Making and changing users, tokens and links.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use fieldline_contracts::registry::{Versioned, typed};
 use fieldline_contracts::{Actor, Kind, Page, RegistryError, RegistryExt as _};
 use fieldline_model::{
@@ -334,18 +336,21 @@ impl Auth {
         if let Some(hash) = user.password_hash.take()
             && link.is_none()
         {
-            if let Some(wait) = inner.by_name.wait(&user.name) {
+            // Counted by the name alone, whatever address a stolen session comes from; nobody signs
+            // in from this one.
+            let key = (user.name.clone(), IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+            if let Some(wait) = inner.by_name_and_address.wait(&key) {
                 return Err(too_many(wait));
             }
             let current = current.unwrap_or_default();
             if current.len() > 4 * crate::PASSWORD_CHARS.end() {
                 return Err(AuthError::Refused("the current password is wrong".to_owned()));
             }
-            inner.by_name.failed(user.name.clone());
+            inner.by_name_and_address.failed(key.clone());
             if !inner.passwords.verify(current, Some(hash)).await? {
                 return Err(AuthError::Refused("the current password is wrong".to_owned()));
             }
-            inner.by_name.succeeded(&user.name);
+            inner.by_name_and_address.succeeded(&key);
         }
         password::check_new(&user.name, &new)?;
         user.password_hash = Some(inner.passwords.hash(new).await?);

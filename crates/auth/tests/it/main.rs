@@ -295,6 +295,35 @@ async fn failures_make_the_next_attempt_wait() {
     unauthenticated(elsewhere);
 }
 
+/// Who keeps trying a name from elsewhere keeps nobody out.
+#[tokio::test]
+async fn failures_elsewhere_keep_nobody_out() {
+    let bench = bench();
+    let root = bench.root().await;
+    bench.ada(&root).await;
+    let from = |peer: &str, password: &'static str| {
+        let peer: IpAddr = peer.parse().unwrap();
+        let auth = bench.auth.clone();
+        async move { auth.sign_in("ada", password, peer).await }
+    };
+    for _ in 0..40 {
+        drop(from("198.51.100.1", "wrong password").await);
+    }
+    assert!(matches!(from("198.51.100.1", PASSWORD).await, Err(AuthError::TooMany { .. })));
+    bench.sign_in(PASSWORD).await.unwrap();
+    // Nor from many addresses at once: each has one try then, and waits.
+    for n in 0..60 {
+        unauthenticated(from(&format!("2001:db8:0:{n:x}::1"), "wrong password").await);
+    }
+    bench.sign_in(PASSWORD).await.unwrap();
+    unauthenticated(from("2001:db8:1::1", "wrong password").await);
+    match from("2001:db8:1::2", PASSWORD).await {
+        Err(AuthError::TooMany { retry_after_s }) => assert!(retry_after_s > 20),
+        other => panic!("one host's network is one address, {:?}", other.err()),
+    }
+    bench.sign_in(PASSWORD).await.unwrap();
+}
+
 #[tokio::test]
 async fn unknown_tokens_back_off_but_known_ones_pass() {
     let bench = bench();
