@@ -12,6 +12,7 @@ use fieldline_model::{
 use metrics::{Counter, Gauge};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 use crate::own_params;
@@ -23,6 +24,9 @@ const QUEUE_MAX: usize = 16_384;
 const QUEUE_BYTES_MAX: usize = 16 << 20;
 /// Entries of one append.
 const BATCH_MAX: usize = 1_024;
+/// Least time from one append to the next, so that many lines share one sync of the disk: each append of its own
+/// would stand in the way of the messages of all devices. A line that comes alone is written at once.
+const GATHER: Duration = Duration::from_millis(50);
 /// Wait between two tries of one append while the store is busy.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 
@@ -125,7 +129,9 @@ impl Writer {
     async fn run(mut self) {
         let mut queued = Vec::with_capacity(BATCH_MAX);
         let mut failing = false;
-        while self.entries.recv_many(&mut queued, BATCH_MAX).await > 0 {
+        let mut next = Instant::now();
+        while self.gather(&mut queued, next).await {
+            next = Instant::now() + GATHER;
             #[allow(clippy::cast_precision_loss, reason = "a queue is short")]
             self.depth.set(self.entries.len() as f64);
             let mut batch = Vec::with_capacity(queued.len());
@@ -169,6 +175,21 @@ impl Writer {
                 done.send(()).unwrap_or_default();
             }
         }
+    }
+
+    /// Takes what waits: at once when `until` is past, when somebody waits for a flush and when a batch is full.
+    /// False when the queue is closed and empty.
+    async fn gather(&mut self, queued: &mut Vec<Queued>, until: Instant) -> bool {
+        let mut new = self.entries.recv_many(queued, BATCH_MAX).await;
+        while new > 0 && queued.len() < BATCH_MAX {
+            let flush = |queued: &Queued| matches!(queued.entry, Entry::Flush(_));
+            if queued.iter().rev().take(new).any(flush) {
+                break;
+            }
+            let room = BATCH_MAX - queued.len();
+            new = timeout_at(until, self.entries.recv_many(queued, room)).await.unwrap_or(0);
+        }
+        !queued.is_empty()
     }
 
     async fn append(&self, batch: &[Accepted]) -> Result<Vec<Receipt>, HistoryError> {
