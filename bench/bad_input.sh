@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Latency of well-behaved devices (sent to acknowledged) alone, and while 10,000 connections say nothing and others
-# send random bytes, HTTP and unfinished frames: p99 moves by at most 10 %. In turn, three rounds; medians.
+# send random bytes, HTTP and unfinished frames: p99 moves by at most 10 %. In turn, ROUNDS rounds (3 unless told); medians.
 #
 # The attacker takes processor time on the same machine. So that it is the same in both cases, the attack that the
 # devices are to be alone under is aimed at a second Fieldline: what is compared is what it does inside ours.
@@ -61,7 +61,7 @@ under_attack_on() {
     wait $attack
 }
 simulate >/dev/null
-for round in 1 2 3; do
+for round in $(seq "${ROUNDS:-3}"); do
     simulate >>"$WORK/alone"
     under_attack_on "$other" another
     under_attack_on "$port" ours
