@@ -90,9 +90,10 @@ async fn serve(
 
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     check_pair(data)?;
-    let registry: Arc<dyn Registry> = Arc::new(
+    let sqlite = Arc::new(
         SqliteRegistry::open(&data.join("registry.db"), Arc::clone(&clock)).map_err(setup)?,
     );
+    let registry: Arc<dyn Registry> = sqlite.clone();
     let history: Arc<dyn History> = Arc::new(
         Mdb::open(data.join("messages"), store_config(&config), Arc::clone(&clock))
             .map_err(setup)?,
@@ -217,6 +218,9 @@ async fn serve(
     ingest.flush().await;
     let closed = history.close().await;
     closed.map_err(|error| Failure::Running(format!("closing the store: {error}")))?;
+    if let Err(error) = sqlite.settle().await {
+        tracing::warn!(%error, "the registry's journal could not be emptied");
+    }
     tracing::info!("stopped");
     Ok(())
 }

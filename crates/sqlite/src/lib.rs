@@ -5,13 +5,15 @@
 //! Writes that wait are committed together, each in a savepoint of its own, so
 //! many callers share one sync of the disk; an answer is given only after the
 //! commit. The journal is a write-ahead log with `synchronous=FULL`: what was
-//! answered survives the loss of power.
+//! answered survives the loss of power. It is brought into the file within
+//! seconds and at the end, and `mark.rs` tells whether it was cut short meanwhile.
 //!
 //! It is not a place for the meaning of objects: they are JSON documents here.
 //! Start reading at [`SqliteRegistry::open`]; `read.rs` and `write.rs` have the
 //! queries, `schema.rs` the tables. It may import `fieldline-contracts` and
 //! `fieldline-model`.
 
+mod mark;
 mod read;
 mod schema;
 mod thread;
@@ -27,10 +29,12 @@ use fieldline_contracts::{
 };
 use fieldline_model::AccountId;
 use rusqlite::Connection;
+use rusqlite::config::DbConfig;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::thread::Worker;
+use crate::mark::Mark;
+use crate::thread::{Worker, Writer};
 
 /// Most requests that wait for each of the two threads; callers beyond it wait for a place.
 pub const QUEUE_MAX: usize = 1_024;
@@ -79,6 +83,21 @@ pub enum OpenError {
         /// What was found.
         reason: String,
     },
+    /// Changes that were answered are gone.
+    #[error(
+        "the registry {} ends at change {found}, but change {known} was made: its journal was damaged or \
+         removed, or an older copy was put in its place; restore a backup, or remove {} to go on \
+         without the changes that are lost",
+        path.display(), mark::path_of(path).display()
+    )]
+    Shortened {
+        /// The file.
+        path: PathBuf,
+        /// The newest change that it has.
+        found: u64,
+        /// The newest change that was made.
+        known: u64,
+    },
     /// It is the registry of something else.
     #[error("{} is a SQLite file of another program: choose another data directory", path.display())]
     Foreign {
@@ -120,7 +139,14 @@ impl SqliteRegistry {
         let lock = lock(path)?;
         let unclean = journal(path).metadata().is_ok_and(|meta| meta.len() > 0);
         let named = |error: rusqlite::Error| open_error(path, &error);
+        let io = |error: std::io::Error| OpenError::Io {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        };
         let mut write = Connection::open(path).map_err(named)?;
+        // Should it be refused, its journal is left as it is.
+        let keep_journal = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+        write.set_db_config(keep_journal, true).map_err(named)?;
         schema::configure(&write).map_err(named)?;
         let small = path.metadata().is_ok_and(|meta| meta.len() <= CHECK_BYTES_MAX);
         if unclean && small {
@@ -128,27 +154,44 @@ impl SqliteRegistry {
                 .map_err(named)?
                 .map_err(|reason| OpenError::Damaged { path: path.to_owned(), reason })?;
         }
+        let (mut mark, noted) = Mark::open(path).map_err(io)?;
+        let found = read::newest_sequence(&write).map_err(named)?;
+        if let Some(known) = noted.filter(|noted| *noted > found) {
+            return Err(OpenError::Shortened { path: path.to_owned(), found, known });
+        }
         schema::migrate(&mut write, path)?;
         let newest = read::newest_sequence(&write).map_err(named)?;
+        mark.note(newest);
+        write.set_db_config(keep_journal, false).map_err(named)?;
         let read = Connection::open(path).map_err(named)?;
         schema::configure(&read).map_err(named)?;
         read.pragma_update(None, "query_only", true).map_err(named)?;
 
         let (newest, _) = watch::channel(newest);
-        let io = |error: std::io::Error| OpenError::Io {
-            path: path.to_owned(),
-            reason: error.to_string(),
-        };
-        let announce = newest.clone();
-        let writer = Worker::start("registry-write", QUEUE_MAX, move |jobs| {
-            thread::write_loop(&mut write, jobs, &announce);
-        })
-        .map_err(io)?;
+        let timer = thread::timer().map_err(io)?;
+        let writing = Writer { db: write, newest: newest.clone(), mark, timer };
+        let writer = Worker::start("registry-write", QUEUE_MAX, move |jobs| writing.run(jobs))
+            .map_err(io)?;
         let reader = Worker::start("registry-read", QUEUE_MAX, move |jobs| {
             thread::read_loop(&read, jobs);
         })
         .map_err(io)?;
         Ok(Self { writer, reader, newest, clock, _lock: lock })
+    }
+
+    /// Brings all that was written into the file itself, so that it is whole without its journal.
+    /// For a clean end; it can be used afterwards. Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::Unavailable`] if it was not possible: then the journal still holds it.
+    pub async fn settle(&self) -> Result<(), RegistryError> {
+        if thread::settle(&self.writer).await? {
+            return Ok(());
+        }
+        Err(RegistryError::Unavailable(
+            "another program reads it, so its journal stays; keep it with the file".to_owned(),
+        ))
     }
 
     async fn write<T: Send + 'static>(
@@ -276,13 +319,13 @@ impl Registry for SqliteRegistry {
     ) -> Result<Vec<Record>, RegistryError> {
         let page = page.clone();
         let found = self.read(move |db| read::list(db, Some(account), kind, &page)).await?;
-        found.into_iter().map(|found| found.record(kind)).collect()
+        Ok(found.into_iter().map(|found| found.listed(kind)).collect())
     }
 
     async fn list_everywhere(&self, kind: Kind, page: &Page) -> Result<Vec<Record>, RegistryError> {
         let page = page.clone();
         let found = self.read(move |db| read::list(db, None, kind, &page)).await?;
-        found.into_iter().map(|found| found.record(kind)).collect()
+        Ok(found.into_iter().map(|found| found.listed(kind)).collect())
     }
 
     async fn audit(

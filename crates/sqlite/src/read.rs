@@ -15,6 +15,15 @@ const CHANGES_MAX: usize = 10_000;
 
 /// The newest sequence that was ever given, also where its entry was trimmed.
 pub(crate) fn newest_sequence(db: &Connection) -> rusqlite::Result<u64> {
+    // A new file has no tables yet.
+    if !db.table_exists(None, "sqlite_sequence")? {
+        return Ok(0);
+    }
+    newest_known(db)
+}
+
+/// As [`newest_sequence`], where the tables are known to be there.
+pub(crate) fn newest_known(db: &Connection) -> rusqlite::Result<u64> {
     db.prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'audit'")?
         .query_row([], |row| row.get::<_, i64>(0))
         .optional()
@@ -82,18 +91,26 @@ pub(crate) fn list(
         term(" AND id > ?", Value::Blob(after.as_bytes().to_vec()));
     }
     for (name, value) in &page.equals {
-        // `->` gives the member as JSON text, so that "1", 1 and true are apart.
+        // `->` gives the member as JSON text, so that "1", 1 and true are apart. It fails for what
+        // is no JSON, of which the indexes hold nothing.
+        let indexed = kind == Kind::Command && matches!(name.as_str(), "device" | "status");
         let simple =
             !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
         let equal = Value::Text(value.to_string());
-        if simple {
-            // Written out, so that indexes on the member apply.
+        if indexed {
+            // Written out, so that the indexes on the member apply.
             term(&format!(" AND (body -> '$.\"{name}\"') = ?"), equal);
+        } else if simple {
+            let member = format!("CASE WHEN json_valid(body) THEN body -> '$.\"{name}\"' END");
+            term(&format!(" AND ({member}) = ?"), equal);
         } else if name.contains(['"', '\\']) || name.chars().any(char::is_control) {
             // No object of ours has such a member, and a path cannot say it.
             return Ok(Vec::new());
         } else {
-            term(" AND (body -> ?)", Value::Text(format!("$.\"{name}\"")));
+            term(
+                " AND (CASE WHEN json_valid(body) THEN body -> ? END)",
+                Value::Text(format!("$.\"{name}\"")),
+            );
             term(" = ?", equal);
         }
     }
@@ -149,7 +166,8 @@ pub(crate) struct Raw {
     pub(crate) id: Uuid,
     pub(crate) account: AccountId,
     pub(crate) revision: u64,
-    body: String,
+    // Bytes: damaged text must not keep the rows beside it from being read.
+    body: Vec<u8>,
 }
 
 pub(crate) fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
@@ -157,17 +175,25 @@ pub(crate) fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
         id: Uuid::from_bytes(row.get(0)?),
         account: AccountId::from_bytes(row.get(1)?),
         revision: unsigned(row.get(2)?),
-        body: row.get(3)?,
+        body: row.get_ref(3)?.as_bytes()?.to_vec(),
     })
 }
 
 impl Raw {
     pub(crate) fn record(self, kind: Kind) -> Result<Record, RegistryError> {
         let Self { id, account, revision, body } = self;
-        match serde_json::from_str::<Json>(&body) {
+        match serde_json::from_slice::<Json>(&body) {
             Ok(body) => Ok(Record { kind, id, account, revision, body }),
             Err(error) => Err(RegistryError::Corrupt { kind, id, reason: error.to_string() }),
         }
+    }
+
+    /// As one of many: a body that is no JSON is null, so that whoever reads it names it, and goes
+    /// on with the others.
+    pub(crate) fn listed(self, kind: Kind) -> Record {
+        let Self { id, account, revision, body } = self;
+        let body = serde_json::from_slice::<Json>(&body).unwrap_or(Json::Null);
+        Record { kind, id, account, revision, body }
     }
 }
 

@@ -69,6 +69,17 @@ pub(crate) fn configure(db: &Connection) -> rusqlite::Result<()> {
     db.pragma_update(None, "trusted_schema", false)
 }
 
+/// Runs `work`, which gives way at once where another program holds the file.
+pub(crate) fn without_waiting<T>(
+    db: &Connection,
+    work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    db.busy_timeout(Duration::ZERO)?;
+    let done = work(db);
+    db.busy_timeout(BUSY_TIMEOUT)?;
+    done
+}
+
 /// Checks the whole file; the inner error is the first damage found.
 pub(crate) fn check(db: &Connection) -> rusqlite::Result<Result<(), String>> {
     let found: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;

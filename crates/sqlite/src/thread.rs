@@ -2,12 +2,16 @@
 
 use std::io;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use fieldline_contracts::RegistryError;
 use rusqlite::{Connection, TransactionBehavior};
+use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout_at};
 
-use crate::{AUDIT_MAX, read};
+use crate::mark::Mark;
+use crate::{AUDIT_MAX, read, schema};
 
 /// Most writes that share one commit: bounds how long the first of them waits for the last.
 const GROUP_MAX: usize = 128;
@@ -15,13 +19,24 @@ const GROUP_MAX: usize = 128;
 /// Commits between two looks at the length of the audit trail.
 const TRIM_EVERY: u32 = 256;
 
+/// How long a change may be in the journal alone: who copies the file without it misses no more.
+const JOURNAL_AGE_MAX: Duration = Duration::from_secs(5);
+
 /// Work for the reading thread.
 pub(crate) type ReadJob = Box<dyn FnOnce(&Connection) + Send>;
 
-/// Work for the writing thread: runs in a savepoint, and returns whether to keep what it wrote and
+/// Work for the writing thread.
+pub(crate) enum WriteJob {
+    /// Writes something.
+    Run(Run),
+    /// Empties the journal, and tells whether that was possible.
+    Settle(oneshot::Sender<bool>),
+}
+
+/// What is to be written: runs in a savepoint, and returns whether to keep what it wrote and
 /// what to call when the commit has succeeded or failed. Without a connection nothing is run: there
 /// was no transaction to run it in.
-pub(crate) type WriteJob = Box<dyn FnOnce(Option<&Connection>) -> (bool, Finish) + Send>;
+pub(crate) type Run = Box<dyn FnOnce(Option<&Connection>) -> (bool, Finish) + Send>;
 
 /// Answers the caller, once it is known whether the commit is durable.
 pub(crate) type Finish = Box<dyn FnOnce(Result<(), &str>) + Send>;
@@ -123,8 +138,15 @@ pub(crate) async fn write<T: Send + 'static>(
         };
         (keep, Box::new(finish))
     };
-    worker.queue(Box::new(job)).await?;
+    worker.queue(WriteJob::Run(Box::new(job))).await?;
     answered.await.map_err(|_| closed())?
+}
+
+/// Empties the journal; tells whether that was possible.
+pub(crate) async fn settle(worker: &Worker<WriteJob>) -> Result<bool, RegistryError> {
+    let (answer, answered) = oneshot::channel();
+    worker.queue(WriteJob::Settle(answer)).await?;
+    answered.await.map_err(|_| closed())
 }
 
 /// Body of the reading thread.
@@ -134,20 +156,77 @@ pub(crate) fn read_loop(db: &Connection, mut jobs: mpsc::Receiver<ReadJob>) {
     }
 }
 
-/// Body of the writing thread: whatever waits is committed together.
-pub(crate) fn write_loop(
-    db: &mut Connection,
-    mut jobs: mpsc::Receiver<WriteJob>,
-    newest: &watch::Sender<u64>,
-) {
-    let mut group = Vec::with_capacity(GROUP_MAX);
-    let mut commits = 0_u32;
-    while jobs.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
+/// What wakes the writing thread.
+pub(crate) fn timer() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_time().build()
+}
+
+/// What the writing thread owns.
+pub(crate) struct Writer {
+    pub(crate) db: Connection,
+    /// Tells of the newest sequence.
+    pub(crate) newest: watch::Sender<u64>,
+    pub(crate) mark: Mark,
+    /// Wakes the thread when the journal is to be emptied.
+    pub(crate) timer: Runtime,
+}
+
+impl Writer {
+    /// Body of the writing thread: whatever waits is committed together.
+    pub(crate) fn run(mut self, mut jobs: mpsc::Receiver<WriteJob>) {
+        let mut received = Vec::with_capacity(GROUP_MAX);
+        let mut commits = 0_u32;
+        // Since when something is in the journal alone.
+        let mut dirty: Option<Instant> = None;
+        loop {
+            let waiting = async {
+                let some = jobs.recv_many(&mut received, GROUP_MAX);
+                match dirty {
+                    None => Some(some.await),
+                    Some(since) => timeout_at(since + JOURNAL_AGE_MAX, some).await.ok(),
+                }
+            };
+            let count = self.timer.block_on(waiting);
+            if count == Some(0) {
+                break;
+            }
+            let (mut group, mut settled) = (Vec::with_capacity(received.len()), Vec::new());
+            for job in received.drain(..) {
+                match job {
+                    WriteJob::Run(job) => group.push(job),
+                    WriteJob::Settle(answer) => settled.push(answer),
+                }
+            }
+            if !group.is_empty() {
+                self.write(group);
+                dirty = dirty.or_else(|| Some(Instant::now()));
+                commits = commits.wrapping_add(1);
+                if commits.is_multiple_of(TRIM_EVERY)
+                    && *self.newest.borrow() > AUDIT_MAX
+                    && let Err(error) = trim(&self.db, AUDIT_MAX)
+                {
+                    tracing::warn!(%error, "the audit trail could not be trimmed");
+                }
+            }
+            let old = dirty.is_some_and(|since| since.elapsed() >= JOURNAL_AGE_MAX);
+            if old || !settled.is_empty() {
+                // Where another program reads the file, it is tried again later.
+                dirty = (!self.empty_journal()).then(Instant::now);
+                for answer in settled {
+                    let _gone_meanwhile = answer.send(dirty.is_none());
+                }
+            }
+        }
+        self.empty_journal();
+    }
+
+    fn write(&mut self, mut group: Vec<Run>) {
         let mut finishes = Vec::with_capacity(group.len());
-        match commit(db, &mut group, &mut finishes) {
+        match commit(&mut self.db, &mut group, &mut finishes) {
             Ok(sequence) => {
-                // Before the answers: who is told that a write is done may rely on the watch.
-                newest.send_if_modified(|seen| {
+                // Before the answers: who is told that a write is done may rely on both.
+                self.mark.note(sequence);
+                self.newest.send_if_modified(|seen| {
                     let newer = sequence > *seen;
                     *seen = sequence.max(*seen);
                     newer
@@ -162,29 +241,35 @@ pub(crate) fn write_loop(
                 tracing::error!(reason, "the registry could not commit");
                 finishes.into_iter().for_each(|finish| finish(Err(&reason)));
                 // These have not run, and must not: outside a transaction each statement would be kept.
-                for job in group.drain(..) {
+                for job in group {
                     job(None).1(Err(&reason));
                 }
             }
         }
-        commits = commits.wrapping_add(1);
-        if commits.is_multiple_of(TRIM_EVERY)
-            && *newest.borrow() > AUDIT_MAX
-            && let Err(error) = trim(db, AUDIT_MAX)
-        {
-            tracing::warn!(%error, "the audit trail could not be trimmed");
-        }
     }
-    // An empty journal at rest: the next start need not read it.
-    if let Err(error) = db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
-        tracing::warn!(%error, "the registry's journal could not be emptied");
+
+    /// Brings what is in the journal into the file; tells whether all of it is there now.
+    fn empty_journal(&self) -> bool {
+        let emptied = schema::without_waiting(&self.db, |db| {
+            db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0))
+        });
+        match emptied {
+            Ok(busy) => {
+                self.mark.sync();
+                !busy
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the registry's journal could not be emptied");
+                false
+            }
+        }
     }
 }
 
 /// Runs `group` in one transaction; returns the newest audit sequence.
 fn commit(
     db: &mut Connection,
-    group: &mut Vec<WriteJob>,
+    group: &mut Vec<Run>,
     finishes: &mut Vec<Finish>,
 ) -> rusqlite::Result<u64> {
     let mut tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -208,7 +293,7 @@ fn commit(
         return Err(error);
     }
     drop(jobs);
-    let sequence = read::newest_sequence(&tx)?;
+    let sequence = read::newest_known(&tx)?;
     tx.commit()?;
     Ok(sequence)
 }
@@ -251,16 +336,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("registry.sqlite");
         let mut db = Connection::open(&path).unwrap();
-        crate::schema::configure(&db).unwrap();
-        crate::schema::migrate(&mut db, &path).unwrap();
+        schema::configure(&db).unwrap();
+        schema::migrate(&mut db, &path).unwrap();
         db.busy_timeout(Duration::from_millis(20)).unwrap();
         // A backup or a shell holds the file for longer than we wait.
         let other = Connection::open(&path).unwrap();
         other.execute_batch("BEGIN IMMEDIATE").unwrap();
 
-        let newest = watch::channel(0).0;
-        let worker =
-            Worker::start("test", 8, move |jobs| write_loop(&mut db, jobs, &newest)).unwrap();
+        let writer = Writer {
+            db,
+            newest: watch::channel(0).0,
+            mark: Mark::open(&path).unwrap().0,
+            timer: timer().unwrap(),
+        };
+        let worker = Worker::start("test", 8, move |jobs| writer.run(jobs)).unwrap();
         let ran = Arc::new(AtomicBool::new(false));
         let noted = Arc::clone(&ran);
         let told = write(&worker, move |_| {
@@ -278,7 +367,7 @@ mod tests {
     #[test]
     fn who_changes_much_trims_only_his_own_trail() {
         let mut db = Connection::open_in_memory().unwrap();
-        crate::schema::migrate(&mut db, std::path::Path::new("memory")).unwrap();
+        schema::migrate(&mut db, std::path::Path::new("memory")).unwrap();
         let add = |account: u8, count: usize| {
             for _ in 0..count {
                 db.execute(

@@ -101,6 +101,31 @@ fn a_clean_end_keeps_everything() {
     assert!(!refused.status.success() && text(&refused.stderr).contains("401"), "{refused:?}");
 }
 
+/// The registry is whole in its file after a clean end, and a loss of changes ends the start.
+#[test]
+fn a_registry_that_lost_changes_is_refused() {
+    let data = tempfile::tempdir().unwrap();
+    let (file, journal) = (data.path().join("registry.db"), data.path().join("registry.db-wal"));
+    let bytes = |path: &std::path::Path| path.metadata().map_or(0, |meta| meta.len());
+    let server = Server::start(data.path(), &[]);
+    server.ask("POST", "/api/v1/devices", Some(&json!({ "name": "Van 1", "ident": "v1" })));
+    server.stop();
+    assert_eq!(bytes(&journal), 0);
+    assert!(bytes(&file) > 4_096, "{}", bytes(&file));
+
+    let server = Server::start(data.path(), &[]);
+    server.ask("POST", "/api/v1/devices", Some(&json!({ "name": "Van 2", "ident": "v2" })));
+    let before = std::fs::read(&file).unwrap();
+    server.kill();
+    // As from before the last change.
+    std::fs::write(&file, before).unwrap();
+    std::fs::write(&journal, b"").unwrap();
+    let ended = run(&["up", "--data", data.path().to_str().unwrap(), "--http", "127.0.0.1:0"]);
+    let said = text(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(78), "{said}");
+    assert!(said.contains("registry.db ends at change") && said.contains("backup"), "{said}");
+}
+
 #[test]
 fn the_demo_moves() {
     let data = tempfile::tempdir().unwrap();

@@ -65,10 +65,124 @@ async fn an_unclean_end_loses_nothing_answered() {
     let wal =
         std::fs::OpenOptions::new().write(true).open(after.join("registry.sqlite-wal")).unwrap();
     wal.set_len(bytes - 1_000).unwrap();
+    // That one was not answered: it is not in the mark.
+    std::fs::remove_file(after.join("registry.sqlite-mark")).unwrap();
     let torn = open(&after.join("registry.sqlite")).unwrap();
     let found = torn.list(account, Kind::Device, &Page::first(100)).await.unwrap();
     assert_eq!(found.len(), 49, "only the write that was torn is gone, and it is gone whole");
     assert_eq!(torn.audit(account, None, 100).await.unwrap().len(), 49);
+}
+
+/// What SQLite takes for the end of the journal is known for a loss.
+#[tokio::test]
+async fn a_journal_that_lost_its_end_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("registry.sqlite");
+    let account = AccountId::from_bytes([1; 16]);
+    let registry = open(&path).unwrap();
+    for n in 1..=50 {
+        registry.create(account, draft(n), &Actor::system("test")).await.unwrap();
+    }
+    let files = ["registry.sqlite", "registry.sqlite-wal", "registry.sqlite-mark"];
+    let copy = |name: &str| {
+        let after = dir.path().join(name);
+        std::fs::create_dir(&after).unwrap();
+        for file in files {
+            std::fs::copy(dir.path().join(file), after.join(file)).unwrap();
+        }
+        after
+    };
+    let whole = copy("whole");
+    assert_eq!(open(&whole.join(files[0])).unwrap().changes(0, 100).await.unwrap().len(), 50);
+
+    let cut = copy("cut");
+    let wal = std::fs::OpenOptions::new().write(true).open(cut.join(files[1])).unwrap();
+    wal.set_len(wal.metadata().unwrap().len() / 2).unwrap();
+    let flipped = copy("flipped");
+    let mut bytes = std::fs::read(flipped.join(files[1])).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(flipped.join(files[1]), &bytes).unwrap();
+    let gone = copy("gone");
+    std::fs::remove_file(gone.join(files[1])).unwrap();
+    for damaged in [&cut, &flipped, &gone] {
+        let before = std::fs::read(damaged.join(files[1])).ok();
+        for _ in 0..2 {
+            let error = open(&damaged.join(files[0])).err().unwrap();
+            assert!(matches!(error, OpenError::Shortened { known: 50, .. }), "{error}");
+            assert!(error.to_string().contains("restore a backup"), "{error}");
+        }
+        let journal = std::fs::read(damaged.join(files[1])).unwrap_or_default();
+        assert!(before.is_none_or(|before| before == journal), "the journal is left as it was");
+        // Whoever takes the loss says so.
+        std::fs::remove_file(damaged.join(files[2])).unwrap();
+        open(&damaged.join(files[0])).unwrap();
+    }
+}
+
+/// Who copies the file alone misses seconds at most, and nothing after a clean end.
+#[tokio::test]
+async fn the_journal_is_brought_into_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("registry.sqlite");
+    let account = AccountId::from_bytes([1; 16]);
+    let registry = open(&path).unwrap();
+    let alone = |name: &str| {
+        let copy = dir.path().join(name);
+        std::fs::copy(&path, &copy).unwrap();
+        copy
+    };
+    registry.create(account, draft(1), &Actor::system("test")).await.unwrap();
+    let mut tries = 0;
+    loop {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        let journal = dir.path().join("registry.sqlite-wal").metadata().unwrap().len();
+        if journal == 0 {
+            break;
+        }
+        tries += 1;
+        assert!(tries < 300, "the journal holds {journal} bytes after half a minute");
+    }
+    let copied = open(&alone("quiet")).unwrap();
+    assert_eq!(copied.list(account, Kind::Device, &Page::first(9)).await.unwrap().len(), 1);
+
+    registry.create(account, draft(2), &Actor::system("test")).await.unwrap();
+    registry.settle().await.unwrap();
+    let copied = open(&alone("settled")).unwrap();
+    assert_eq!(copied.list(account, Kind::Device, &Page::first(9)).await.unwrap().len(), 2);
+    registry.create(account, draft(3), &Actor::system("test")).await.unwrap();
+}
+
+/// A damaged object is an error where it is asked for, and no hindrance to those beside it.
+#[tokio::test]
+async fn a_damaged_object_hides_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("registry.sqlite");
+    let account = AccountId::from_bytes([1; 16]);
+    let registry = open(&path).unwrap();
+    for n in 1..=5 {
+        registry.create(account, draft(n), &Actor::system("test")).await.unwrap();
+    }
+    drop(registry);
+    let db = rusqlite::Connection::open(&path).unwrap();
+    let damage = |n: u128, body: &[u8]| {
+        let sql = "UPDATE objects SET body = CAST(?2 AS TEXT) WHERE id = ?1";
+        assert_eq!(db.execute(sql, (Uuid::from_u128(n).as_bytes(), body)).unwrap(), 1);
+    };
+    damage(2, b"{\"n\": \"2\", \xff");
+    damage(4, b"{\"n\": ");
+    drop(db);
+    let registry = open(&path).unwrap();
+    let all = registry.list(account, Kind::Device, &Page::first(9)).await.unwrap();
+    assert_eq!(all.len(), 5);
+    assert_eq!(all.iter().filter(|record| record.body.is_null()).count(), 2);
+    let equals = vec![("n".to_owned(), "3".into())];
+    let page = Page { equals, ..Page::first(9) };
+    assert_eq!(registry.list(account, Kind::Device, &page).await.unwrap().len(), 1);
+    let error = registry.get(account, Kind::Device, Uuid::from_u128(2)).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Corrupt { .. }), "{error}");
+    let by = Actor::system("test");
+    registry.delete(account, Kind::Device, Uuid::from_u128(2), None, &by).await.unwrap();
 }
 
 #[tokio::test]
