@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use fieldline_contracts::registry::{Versioned, typed};
+use fieldline_contracts::registry::{Versioned, readable, typed};
 use fieldline_contracts::{Actor, Kind, Page, RegistryError, RegistryExt as _};
 use fieldline_model::{
     Account, AccountId, DeviceId, Scope, Timestamp, Token, TokenId, User, UserId,
@@ -87,14 +87,15 @@ impl Auth {
             })?),
             None => None,
         };
+        self.drop_unreadable_sessions(&by).await?;
         let account = match registry.find_anywhere(Kind::Account, "name", "default").await? {
-            Some(found) => typed::<Account>(found)?.object,
-            None => self.create_account("default", &by).await?,
+            Some(found) => found.account,
+            None => self.create_account("default", &by).await?.id,
         };
         let first = registry.list_everywhere(Kind::User, &Page::first(1)).await?.is_empty();
         if first {
-            let admin = self.user_object(account.id, "admin", Scope::ALL.to_vec());
-            registry.create_object(account.id, &admin, &by).await?;
+            let admin = self.user_object(account, "admin", Scope::ALL.to_vec());
+            registry.create_object(account, &admin, &by).await?;
         }
         if let (Some(secret), Some(hash)) = (&admin_token, hash)
             && registry.find_anywhere(Kind::Token, "secret", &hash.to_hex()).await?.is_none()
@@ -104,12 +105,13 @@ impl Auth {
                 scopes: Scope::ALL.to_vec(),
                 ..NewToken::default()
             };
-            self.write_token(account.id, new, secret, &by).await?;
+            self.write_token(account, new, secret, &by).await?;
         }
         let admin = registry.find_anywhere(Kind::User, "name", "admin").await?;
-        let Some(admin) = admin.map(typed::<User>).transpose()?.map(|found| found.object) else {
+        let Some(admin) = readable::<User>(admin.into_iter().collect()).pop() else {
             return Ok(None);
         };
+        let admin = admin.object;
         if admin.password_hash.is_some() || !admin.enabled {
             return Ok(None);
         }
@@ -122,12 +124,34 @@ impl Auth {
                 scopes: Scope::ALL.to_vec(),
                 ..NewToken::default()
             };
-            self.write_token(account.id, new, &secret, &by).await?;
+            self.write_token(account, new, &secret, &by).await?;
             Some(secret)
         } else {
             None
         };
         Ok(Some(Bootstrap { link_secret, token }))
+    }
+
+    /// Deletes sessions and links that cannot be read, as after damage of the disk: their users sign
+    /// in again. What else cannot be read is left as it is, and named where it is met.
+    async fn drop_unreadable_sessions(&self, by: &Actor) -> Result<(), AuthError> {
+        let registry = &self.inner.registry;
+        let mut page = Page::first(1_000);
+        loop {
+            let records = registry.list_everywhere(Kind::Session, &page).await?;
+            page.after = records.last().map(|record| record.id);
+            let complete = records.len() < page.limit;
+            for record in records {
+                let (account, id) = (record.account, record.id);
+                if let Err(error) = typed::<Session>(record) {
+                    tracing::warn!(%error, "a session is dropped; its user signs in again");
+                    registry.delete(account, Kind::Session, id, None, by).await?;
+                }
+            }
+            if complete {
+                return Ok(());
+            }
+        }
     }
 
     async fn create_account(&self, name: &str, by: &Actor) -> Result<Account, AuthError> {

@@ -4,12 +4,13 @@
 //! keys. Backends know no object by its meaning, so a new kind needs no
 //! migration; [`RegistryExt`] gives callers the typed view.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use fieldline_model::{
     Account, AccountId, Channel, Command, Device, ParamSpec, Protocol, Timestamp, Token, User,
 };
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -449,7 +450,7 @@ pub trait RegistryExt {
         key: &str,
         value: &str,
     ) -> impl Future<Output = Result<Option<Versioned<T>>, RegistryError>> + Send;
-    /// A page of the account's objects.
+    /// A page of the account's objects, without those that [`readable`] passes over.
     fn list_objects<T: Entity>(
         &self,
         account: AccountId,
@@ -468,6 +469,33 @@ pub fn typed<T: Entity>(record: Record) -> Result<Versioned<T>, RegistryError> {
         Ok(object) => Ok(Versioned { object, revision }),
         Err(error) => Err(RegistryError::Corrupt { kind, id, reason: error.to_string() }),
     }
+}
+
+/// The typed objects of records, without those that have another form: each is named in the log,
+/// once, and left as it is. One that is damaged must not keep the others from being served.
+pub fn readable<T: Entity>(records: Vec<Record>) -> Vec<Versioned<T>> {
+    records
+        .into_iter()
+        .filter_map(|record| typed(record).map_err(|error| tell(&error)).ok())
+        .collect()
+}
+
+/// Most objects that [`tell`] remembers to have named.
+const TOLD_MAX: usize = 1_024;
+
+/// Names an object that cannot be read. Lists are asked for all the time: not each time.
+fn tell(error: &RegistryError) {
+    static TOLD: Mutex<BTreeSet<Uuid>> = Mutex::new(BTreeSet::new());
+    if let RegistryError::Corrupt { id, .. } = error {
+        let mut told = TOLD.lock();
+        if told.len() >= TOLD_MAX {
+            told.clear();
+        }
+        if !told.insert(*id) {
+            return;
+        }
+    }
+    tracing::error!(%error, "it is passed over and left as it is: delete it and make it anew, or restore a backup");
 }
 
 /// The draft that writes `object`.
@@ -527,6 +555,18 @@ impl<R: Registry + ?Sized> RegistryExt for R {
         account: AccountId,
         page: &Page,
     ) -> Result<Vec<Versioned<T>>, RegistryError> {
-        self.list(account, T::KIND, page).await?.into_iter().map(typed).collect()
+        let (mut page, wanted) = (page.clone(), page.limit.min(Page::LIMIT_MAX));
+        let mut objects = Vec::new();
+        loop {
+            page.limit = wanted - objects.len();
+            let records = self.list(account, T::KIND, &page).await?;
+            page.after = records.last().map(|record| record.id).or(page.after);
+            let complete = records.len() < page.limit;
+            objects.extend(readable(records));
+            // What was passed over makes room: a page that is not full says that there are no more.
+            if complete || objects.len() == wanted {
+                return Ok(objects);
+            }
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use fieldline_contracts::registry::typed;
+use fieldline_contracts::registry::{Versioned, readable};
 use fieldline_contracts::{Actor, AuditAction, Kind, Page, RegistryError};
 use fieldline_model::{Command, DeviceId};
 use tracing::{info, warn};
@@ -25,9 +25,8 @@ impl Inner {
                 let records = self.registry.list_everywhere(Kind::Command, &page).await?;
                 page.after = records.last().map(|record| record.id);
                 let complete = records.len() < page.limit;
-                for record in records {
-                    commands.push(typed::<Command>(record)?.object);
-                }
+                let found = readable::<Command>(records);
+                commands.extend(found.into_iter().map(|command| command.object));
                 if complete {
                     break;
                 }
@@ -100,9 +99,8 @@ impl Inner {
             let records = self.registry.list_everywhere(Kind::Command, &page).await?;
             page.after = records.last().map(|record| record.id);
             let complete = records.len() < page.limit;
-            for record in records {
-                let (account, id) = (record.account, record.id);
-                let command = typed::<Command>(record)?.object;
+            for Versioned { object: command, .. } in readable::<Command>(records) {
+                let (account, id) = (command.account, command.id.0);
                 // Ids are in order of age: nothing behind this one is old enough.
                 if command.created_at >= before {
                     return Ok(());

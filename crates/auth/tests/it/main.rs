@@ -9,7 +9,7 @@ use fieldline_auth::{
     Auth, AuthError, Bootstrap, Identity, IdentityKind, LINK_AGE_MICROS_MAX, NewToken, NewUser,
     SESSION_IDLE_MICROS, SESSIONS_MAX, SignedIn,
 };
-use fieldline_contracts::{Actor, Kind, Page, Registry, RegistryExt as _, TestClock};
+use fieldline_contracts::{Actor, Draft, Kind, Page, Registry, RegistryExt as _, TestClock};
 use fieldline_model::{
     Account, DeviceId, Event, EventId, EventKind, Params, Scope, Timestamp, Token, User,
 };
@@ -150,6 +150,23 @@ async fn no_secret_is_kept() {
             assert!(!text.contains("\"password_hash\"") || text.contains("$argon2id$"), "{text}");
         }
     }
+}
+
+/// One that cannot be read ends, and the start does not: the others go on.
+#[tokio::test]
+async fn an_unreadable_session_is_dropped_at_the_start() {
+    let bench = bench();
+    let root = bench.root().await;
+    let ada = bench.ada(&root).await;
+    let secret = bench.sign_in(PASSWORD).await.unwrap().secret;
+    let id = uuid::Uuid::from_u128(7);
+    let body = serde_json::json!({"id": id, "user": ada.id, "purpose": "session"});
+    let draft = Draft { kind: Kind::Session, id, unique: Default::default(), body };
+    bench.registry.create(root.account, draft, &root.actor).await.unwrap();
+    bench.sign_in(PASSWORD).await.unwrap();
+    bench.auth.bootstrap(None).await.unwrap();
+    assert!(bench.registry.get(root.account, Kind::Session, id).await.unwrap().is_none());
+    bench.auth.session(&secret, peer()).await.unwrap();
 }
 
 #[tokio::test]

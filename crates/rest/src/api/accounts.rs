@@ -1,6 +1,6 @@
 //! Accounts: tenants. Managed with the scope `root`; every caller sees its own.
 
-use fieldline_contracts::registry::{Versioned, typed};
+use fieldline_contracts::registry::{Versioned, readable};
 use fieldline_contracts::{Kind, Page, RegistryError, RegistryExt as _, Retention};
 use fieldline_model::object::Labels;
 use fieldline_model::{Account, AccountId, DeviceId, Scope, Timestamp};
@@ -85,10 +85,7 @@ pub(crate) async fn list(ctx: Ctx) -> Answer {
     let asked = Page { after: ctx.query.after_id()?, ..Page::first(limit) };
     let found = ctx.app.registry().list_everywhere(Kind::Account, &asked).await?;
     let next = (found.len() == limit).then(|| found.last().map(|last| last.id.to_string()));
-    let mut items = Vec::with_capacity(found.len());
-    for record in found {
-        items.push(AccountView::of(typed::<Account>(record)?));
-    }
+    let items: Vec<_> = readable::<Account>(found).into_iter().map(AccountView::of).collect();
     page(&ctx, &items, next.flatten())
 }
 
