@@ -11,6 +11,8 @@ const DEBIAN: &[(&str, &str)] = &[
     ("chromium", "chromium"),
     ("nginx", "nginx-light"),
     ("psql", "postgresql"),
+    ("redis-server", "redis-server"),
+    ("etcd", "etcd-server"),
     ("wrk", "wrk"),
 ];
 
@@ -47,7 +49,7 @@ pub(crate) fn ensure(programs: &[&str]) -> Result<(), Failure> {
         [&["install", "--yes", "--quiet", "--no-install-recommends"], missing.as_slice()].concat();
     install(&command).map_err(asked)?;
     // Debian starts servers as it installs them; tests start their own.
-    for service in ["mosquitto", "nginx", "postgresql"] {
+    for service in ["mosquitto", "nginx", "postgresql", "redis-server", "etcd"] {
         let _not_running = output("service", &[service, "stop"]);
     }
     Ok(())

@@ -84,7 +84,7 @@ fn deny() -> Result<(), Failure> {
 }
 
 fn rust() -> Result<(), Failure> {
-    packages::ensure(&["mosquitto_sub"])?;
+    packages::ensure(&["mosquitto_sub", "mosquitto", "psql", "redis-server", "etcd"])?;
     packages::ensure_cargo("nextest")?;
     run("cargo", ["nextest", "run", "--workspace", "--locked", "--no-fail-fast"])
 }

@@ -11,6 +11,8 @@ pub mod fleet;
 pub mod history;
 pub mod registry;
 pub mod route;
+#[cfg(feature = "servers")]
+pub mod servers;
 pub mod sessions;
 pub mod stats;
 pub mod teltonika;

@@ -1,0 +1,22 @@
+//! Real servers for tests: each on a free port, in a temporary folder of its own, gone when dropped.
+//!
+//! They are Debian packages; `cargo xtask test` installs what is missing. A test that finds none fails and says which
+//! package it wants: it never passes over what it cannot check.
+
+mod etcd;
+mod mosquitto;
+mod postgres;
+mod process;
+mod redis;
+
+pub use etcd::Etcd;
+pub use mosquitto::Mosquitto;
+pub use postgres::Postgres;
+pub use process::{Process, free_port};
+pub use redis::Redis;
+
+mod cut;
+pub use cut::{Cut, Flow};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,130 @@
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use super::process::{Process, free_port};
+
+/// A PostgreSQL server with the superuser `postgres`, who needs no password, and an empty database `postgres`.
+pub struct Postgres {
+    /// The process, for faults. A SIGKILL of it is a crash: it recovers from its log when started again.
+    pub process: Process,
+    _folder: TempDir,
+}
+
+impl Postgres {
+    /// Starts it.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts it with further settings, such as `["max_connections=20"]`.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start_with(settings: &[&str]) -> Self {
+        let (folder, port) = (tempfile::tempdir().expect("a temporary folder"), free_port());
+        let (bin, data) = (binaries(), folder.path().join("data"));
+        // PostgreSQL refuses to run as root; then it runs as the user of its package.
+        let root = rustix::process::geteuid().is_root();
+        if root {
+            let mut chown = Command::new("chown");
+            ran(chown.arg("postgres").arg(folder.path()));
+        }
+        let mut initdb = as_user(root, &bin.join("initdb"));
+        initdb.current_dir(folder.path()).arg("-D").arg(&data);
+        ran(initdb.args([
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "--no-sync",
+        ]));
+        let mut arguments = vec!["-D".to_owned(), data.to_string_lossy().into_owned()];
+        arguments.extend(["-k".to_owned(), folder.path().to_string_lossy().into_owned()]);
+        arguments.extend([
+            "-h".to_owned(),
+            "127.0.0.1".to_owned(),
+            "-p".to_owned(),
+            port.to_string(),
+        ]);
+        for setting in settings {
+            arguments.extend(["-c".to_owned(), (*setting).to_owned()]);
+        }
+        let process = if root {
+            let program = bin.join("postgres").to_string_lossy().into_owned();
+            // setpriv becomes the server, so that signals reach it and not a parent of it.
+            let user = ["--reuid=postgres", "--regid=postgres", "--init-groups"].map(str::to_owned);
+            let all = user.into_iter().chain([program]).chain(arguments);
+            Process::start(Path::new("/usr/bin/setpriv"), all, folder.path(), port)
+        } else {
+            Process::start(&bin.join("postgres"), arguments, folder.path(), port)
+        };
+        let server = Self { process, _folder: folder };
+        server.accepts();
+        server
+    }
+
+    /// Waits until it takes queries: it listens before it has recovered.
+    fn accepts(&self) {
+        let mut ready = Command::new(binaries().join("pg_isready"));
+        ready.args(["-q", "-h", "127.0.0.1", "-t", "30", "-p", &self.process.port().to_string()]);
+        for _ in 0..300 {
+            if ready.status().is_ok_and(|status| status.success()) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        panic!("PostgreSQL takes no queries");
+    }
+
+    /// Kills it, children included, and starts it again with its data.
+    pub fn crash(&mut self) {
+        self.process.kill();
+        // Its children notice that they are alone, and hold the shared memory until then.
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        self.process.start_again();
+        self.accepts();
+    }
+
+    /// Such as `postgres://postgres@127.0.0.1:40123/postgres`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/postgres", self.process.port())
+    }
+}
+
+/// Where the newest installed version keeps its programs.
+fn binaries() -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let folders = versions.map(|version| version.path().join("bin"));
+    let newest = folders.filter(|folder| folder.join("initdb").is_file()).max();
+    newest.expect(
+        "PostgreSQL is there: install the Debian package postgresql, or run `cargo xtask test`",
+    )
+}
+
+fn as_user(root: bool, program: &Path) -> Command {
+    if !root {
+        return Command::new(program);
+    }
+    let mut command = Command::new("/usr/sbin/runuser");
+    command.args(["-u", "postgres", "--"]).arg(program);
+    command
+}
+
+fn ran(command: &mut Command) {
+    let output = command.output().expect("the program can be run");
+    let printed = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{:?}: {printed}", command.get_program());
+}
