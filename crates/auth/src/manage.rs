@@ -301,6 +301,38 @@ impl Auth {
         check_name(&user.name)
     }
 
+    /// Whether someone with all rights can sign in who is not `leaving`: if nobody can, only a token
+    /// or a restart could let anyone in again. Where none of those who leave has a password, one
+    /// without is enough. Nobody is missed where nobody who leaves has all rights.
+    ///
+    /// # Errors
+    ///
+    /// [`AuthError::Registry`].
+    pub async fn leaves_root(
+        &self,
+        leaving: impl Fn(&User) -> bool + Send,
+    ) -> Result<bool, AuthError> {
+        let registry = &self.inner.registry;
+        let mut page = Page::first(1_000);
+        // Whether one is there at all, and whether one has a password.
+        let (mut gone, mut left) = ((false, false), (false, false));
+        loop {
+            let records = registry.list_everywhere(Kind::User, &page).await?;
+            page.after = records.last().map(|record| record.id);
+            let complete = records.len() < page.limit;
+            for user in readable::<User>(records).into_iter().map(|found| found.object) {
+                let able = user.enabled && user.scopes.contains(&Scope::Root);
+                if able && self.account_enabled(user.account).await? {
+                    let side = if leaving(&user) { &mut gone } else { &mut left };
+                    *side = (true, side.1 || user.password_hash.is_some());
+                }
+            }
+            if complete {
+                return Ok(!gone.0 || left.1 || (left.0 && !gone.1));
+            }
+        }
+    }
+
     fn user_object(&self, account: AccountId, name: &str, mut scopes: Vec<Scope>) -> User {
         scopes.sort_unstable();
         scopes.dedup();

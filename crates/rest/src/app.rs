@@ -36,6 +36,8 @@ pub(crate) struct App {
     pub(crate) connections: Connections,
     pub(crate) decodes: Semaphore,
     pub(crate) nameless: Arc<Semaphore>,
+    /// Held while a user with the scope `root` may go: of two at once, one has to stay.
+    pub(crate) roots: tokio::sync::Mutex<()>,
     pub(crate) openapi: Bytes,
     pub(crate) started: Instant,
     /// Whether all channels have listened at once since the start.
@@ -103,6 +105,7 @@ impl App {
             connections: Connections::default(),
             decodes: Semaphore::new(DECODES_AT_ONCE_MAX),
             nameless: Arc::new(Semaphore::new(NAMELESS_MAX)),
+            roots: tokio::sync::Mutex::default(),
             openapi: Bytes::from(crate::openapi()),
             started: Instant::now(),
             settled: AtomicBool::new(false),

@@ -10,6 +10,7 @@ use serde_json::Value as Json;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::users::Roots;
 use crate::call::{Ctx, empty};
 use crate::objects::{
     LIMIT_DEFAULT, LIMIT_MAX, change, check_labels, check_name, check_range, page,
@@ -129,6 +130,8 @@ pub(crate) async fn read(ctx: Ctx) -> Answer {
 pub(crate) async fn patch(ctx: Ctx) -> Answer {
     let id = seen(&ctx)?;
     let body: Json = ctx.json()?;
+    let disables = body.get("enabled").is_some_and(|enabled| *enabled == false);
+    let roots = Roots::without(&ctx, disables, |user| user.account == id).await?;
     let changed = change::<Account>(&ctx, id, id.0, |account, revision| {
         let view = AccountView { account: account.clone(), revision };
         let input = merged(&AccountInput::of(&account), &view, body.clone())?;
@@ -136,6 +139,9 @@ pub(crate) async fn patch(ctx: Ctx) -> Answer {
             return Err(Problem::conflict(
                 "you cannot disable the account that you are signed in to",
             ));
+        }
+        if !input.enabled {
+            roots.check()?;
         }
         input.onto(account)
     })
@@ -157,11 +163,14 @@ pub(crate) async fn delete(ctx: Ctx) -> Answer {
     {
         return Err(RegistryError::Changed { expected, found: found.revision }.into());
     }
+    let roots = Roots::without(&ctx, true, |user| user.account == id).await?;
+    roots.check()?;
     // Nobody gets in from here on, also if this is cut short and has to be done again.
     if found.object.enabled {
         let closed = Account { enabled: false, ..found.object };
         registry.update_object(id, &closed, Some(found.revision), by).await?;
     }
+    drop(roots);
     for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Account) {
         loop {
             let page = registry.list(id, kind, &Page::first(1_000)).await?;

@@ -6,6 +6,7 @@ use fieldline_model::{Scope, Timestamp, User, UserId};
 use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
+use tokio::sync::MutexGuard;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -128,11 +129,47 @@ pub(crate) async fn read(ctx: Ctx) -> Answer {
     ctx.object(user.revision, &UserView::versioned(user))
 }
 
+/// Alone among those who may let users with the scope `root` go: of two at once, one has to stay.
+pub(crate) struct Roots<'a> {
+    _alone: Option<MutexGuard<'a, ()>>,
+    left: bool,
+}
+
+impl<'a> Roots<'a> {
+    /// Looks who is there beside those that are `leaving`. Where none of them `may_be` one with
+    /// that scope, there is nothing to look for.
+    pub(crate) async fn without(
+        ctx: &'a Ctx,
+        may_be: bool,
+        leaving: impl Fn(&User) -> bool + Send,
+    ) -> Result<Self, Problem> {
+        if !may_be {
+            return Ok(Self { _alone: None, left: true });
+        }
+        let alone = ctx.app.roots.lock().await;
+        let left = ctx.app.services.auth.leaves_root(leaving).await?;
+        Ok(Self { _alone: Some(alone), left })
+    }
+
+    /// Refuses to let the last one go.
+    pub(crate) fn check(&self) -> Result<(), Problem> {
+        if self.left {
+            return Ok(());
+        }
+        Err(Problem::conflict(
+            "nobody with the scope `root` could sign in any more; give it to another user with a \
+             password first",
+        ))
+    }
+}
+
 /// `PATCH /users/{id}`
 pub(crate) async fn patch(ctx: Ctx) -> Answer {
     let id = ctx.id(0, "user")?;
     let body: Json = ctx.json()?;
     let auth = &ctx.app.services.auth;
+    let root = ctx.load::<User>(id).await?.object.scopes.contains(&Scope::Root);
+    let roots = Roots::without(&ctx, root, |user| user.id == UserId(id)).await?;
     let changed = change::<User>(&ctx, ctx.account(), id, |user, revision| {
         // Neither what the user has nor what it is to get may be beyond the caller.
         auth.check_user(&ctx.identity, &user)?;
@@ -146,6 +183,9 @@ pub(crate) async fn patch(ctx: Ctx) -> Answer {
         let own = ctx.identity.kind == IdentityKind::User(user.id);
         if own && (!enabled || scopes.len() < user.scopes.len()) {
             return Err(Problem::conflict("you cannot disable yourself or take scopes from yourself; ask another administrator"));
+        }
+        if !enabled || !scopes.contains(&Scope::Root) {
+            roots.check()?;
         }
         scopes.sort_unstable();
         scopes.dedup();
@@ -166,6 +206,9 @@ pub(crate) async fn delete(ctx: Ctx) -> Answer {
     if ctx.identity.kind == IdentityKind::User(user.id) {
         return Err(Problem::conflict("you cannot delete yourself; ask another administrator"));
     }
+    let root = user.scopes.contains(&Scope::Root);
+    let roots = Roots::without(&ctx, root, |user| user.id == UserId(id)).await?;
+    roots.check()?;
     let answer = remove::<User>(&ctx, ctx.account(), id).await?;
     auth.end_sessions(ctx.account(), UserId(id), None, &ctx.identity.actor).await?;
     Ok(answer)

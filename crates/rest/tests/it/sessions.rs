@@ -75,6 +75,38 @@ async fn a_newcomer_signs_in_by_the_link_and_sets_a_password() {
 }
 
 #[tokio::test]
+async fn the_last_one_with_all_rights_stays() {
+    let bench = Bench::start().await;
+    let root = &bench.root;
+    let users = root.get("/api/v1/users").await.expect(200);
+    let admin = format!("/api/v1/users/{}", users["items"][0]["id"].as_str().unwrap());
+    for refused in [
+        root.delete(&admin).await,
+        root.patch(&admin, json!({"enabled": false})).await,
+        root.patch(&admin, json!({"scopes": ["admin"]})).await,
+    ] {
+        let detail = refused.problem(409, "conflict");
+        assert!(detail.contains("give it to another user"), "{detail}");
+    }
+    root.patch(&admin, json!({"name": "chief"})).await.expect(200);
+
+    // One of another account does, as long as that one is there and enabled.
+    let other = root.post("/api/v1/accounts", json!({"name": "ops"})).await.expect(201);
+    let account = format!("/api/v1/accounts/{}", other["id"].as_str().unwrap());
+    let new =
+        json!({"name": "ada", "scopes": ["root"], "password": PASSWORD, "account": other["id"]});
+    root.post("/api/v1/users", new).await.expect(201);
+    root.patch(&admin, json!({"enabled": false})).await.expect(200);
+    root.patch(&account, json!({"enabled": false})).await.problem(409, "conflict");
+    root.delete(&account).await.problem(409, "conflict");
+    root.patch(&account, json!({"retention_days": 3})).await.expect(200);
+    // Without a password she could not take over from one who has it.
+    root.patch(&admin, json!({"enabled": true})).await.expect(200);
+    root.delete(&account).await.problem(409, "conflict");
+    assert_eq!(root.delete(&admin).await.status, 204);
+}
+
+#[tokio::test]
 async fn a_change_by_cookie_needs_the_header() {
     let bench = Bench::start().await;
     let reply = bench.anyone().post("/api/v1/auth/link", json!({"secret": bench.link})).await;
