@@ -7,8 +7,9 @@ use fieldline_contracts::{HistoryError, Order, Query};
 use fieldline_model::{Params, Series, Timestamp};
 
 use crate::block::{Block, Summary, read_stats};
+use crate::index::BlockEntry;
 use crate::read::Candidate;
-use crate::segment::{BlockEntry, Footer, Segment};
+use crate::segment::Segment;
 use crate::shard::{Shard, corrupt};
 use crate::value::Kind;
 
@@ -113,18 +114,17 @@ impl Shard {
         let spans: Vec<BlockEntry> = candidates.iter().map(|c| c.entry).collect();
         // Of a block by itself, as if it were one point at its start.
         let mut parts: Vec<((i64, u64), Aggregate)> = Vec::new();
-        for (at, Candidate { segment, footer, entry }) in candidates.into_iter().enumerate() {
+        for (at, Candidate { segment, entry }) in candidates.into_iter().enumerate() {
             let within = entry.from >= from && entry.to <= last;
             let meets = |other: &BlockEntry| other.from <= entry.to && other.to >= entry.from;
             let alone = spans.iter().enumerate().all(|(n, other)| n == at || !meets(other))
                 && !in_memory.iter().any(|t| (entry.from..=entry.to).contains(t));
-            let known =
-                if within && alone { from_stats(segment, &footer, &entry, name)? } else { None };
+            let known = if within && alone { from_stats(segment, &entry, name)? } else { None };
             match known {
                 Some(Some(part)) => parts.push(((entry.from, entry.first_seq), part)),
                 Some(None) => {}
                 None => {
-                    let block = segment.block(&footer, series, &entry)?;
+                    let block = segment.block(series, &entry)?;
                     read_points(segment, &entry, &block, name, from..=last, &mut points)?;
                 }
             }
@@ -142,15 +142,15 @@ impl Shard {
 #[allow(clippy::option_option, reason = "not known is another thing than known to be absent")]
 fn from_stats(
     segment: &Segment,
-    footer: &Footer,
     entry: &BlockEntry,
     name: &str,
 ) -> Result<Option<Option<Aggregate>>, HistoryError> {
     let Some(stats) = segment.stats(entry)? else { return Ok(None) };
     let stats = read_stats(&stats).map_err(|d| corrupt(&segment.path, entry.offset, d.0))?;
+    let Some(number) = segment.name_number(name)? else { return Ok(Some(None)) };
     let mut found = None;
     for ((id, kind, scale), _, summary) in stats {
-        if footer.names.get(id as usize).is_none_or(|n| n.as_str() != name) {
+        if id != number {
             continue;
         }
         match (kind, summary) {

@@ -22,7 +22,7 @@ use fieldline_model::{Cursor, Params, Series, Stored, Timestamp};
 
 use crate::codec::{Damage, Decoded, Input, put_bytes, put_signed, put_varint};
 use crate::columns::{Effort, Values, ints, put_ints};
-use crate::dict::ColumnKey;
+use crate::dict::{ColumnKey, ShapeEntry};
 use crate::hash::FoldMap;
 use crate::value::{Kind, Shape};
 
@@ -30,6 +30,9 @@ use crate::value::{Kind, Shape};
 pub(crate) const ROWS_MAX: usize = 4_096;
 /// A block is closed beyond so many bytes of values.
 pub(crate) const BODY_BYTES_MAX: usize = 1 << 20;
+/// A block is closed beyond so many columns: of a device that makes up names, too, a
+/// block is read with few of them.
+const COLUMNS_MAX: usize = 2_048;
 /// Most rows of a block that is read.
 const ROWS_READ_MAX: usize = 1 << 16;
 /// Blocks of fewer rows have no statistics: reading them is as fast.
@@ -40,13 +43,6 @@ const DAY_MICROS: i64 = 86_400 * 1_000_000;
 /// The UTC day of an instant, counted from 1970.
 pub(crate) const fn day(timestamp: i64) -> i64 {
     timestamp.div_euclid(DAY_MICROS)
-}
-
-/// The shapes of a segment, by number.
-#[derive(Debug, Default)]
-pub(crate) struct Shapes {
-    pub(crate) shapes: Vec<Arc<Shape>>,
-    pub(crate) keys: Vec<Box<[ColumnKey]>>,
 }
 
 /// Collects the rows of one block, in order.
@@ -70,6 +66,7 @@ impl BlockBuilder {
     pub(crate) fn is_closed_for(&self, timestamp: i64) -> bool {
         self.rows() >= ROWS_MAX
             || self.body_bytes >= BODY_BYTES_MAX
+            || self.columns.len() >= COLUMNS_MAX
             || self.timestamps.last().is_some_and(|last| day(*last) != day(timestamp))
     }
 
@@ -241,23 +238,37 @@ pub(crate) struct Block {
     received: Vec<i64>,
     shapes: Vec<i64>,
     pub(crate) columns: Vec<(ColumnKey, Values)>,
-    /// Of each shape that occurs: the columns of its parameters.
-    shape_columns: FoldMap<i64, Box<[usize]>>,
+    /// The shapes that occur, each with the columns of its parameters.
+    shape_columns: FoldMap<i64, (Arc<ShapeEntry>, Box<[usize]>)>,
     /// Of each row: where its places begin in `places`. Empty where row `n` of
     /// every column belongs to row `n` of the block.
     starts: Vec<usize>,
     places: Vec<u32>,
-    shape_list: Arc<Shapes>,
+}
+
+/// Gives a shape by its number in the segment.
+pub(crate) type ShapeOf<'a> = &'a mut dyn FnMut(u32) -> Decoded<Arc<ShapeEntry>>;
+
+/// The times of a block, which come first in its data section.
+pub(crate) fn timestamps(data: &[u8]) -> Decoded<Vec<i64>> {
+    let mut input = Input(data);
+    let rows = row_count(&mut input)?;
+    ints(input.bytes()?, rows)
+}
+
+fn row_count(input: &mut Input<'_>) -> Decoded<usize> {
+    let rows = usize::try_from(input.varint()?).unwrap_or(usize::MAX);
+    if rows == 0 || rows > ROWS_READ_MAX {
+        return Err(Damage("a block has an impossible count of rows"));
+    }
+    Ok(rows)
 }
 
 impl Block {
     /// Reads a data section.
-    pub(crate) fn read(data: &[u8], series: Series, shape_list: &Arc<Shapes>) -> Decoded<Self> {
+    pub(crate) fn read(data: &[u8], series: Series, shape_of: ShapeOf<'_>) -> Decoded<Self> {
         let mut input = Input(data);
-        let rows = usize::try_from(input.varint()?).unwrap_or(usize::MAX);
-        if rows == 0 || rows > ROWS_READ_MAX {
-            return Err(Damage("a block has an impossible count of rows"));
-        }
+        let rows = row_count(&mut input)?;
         let timestamps = ints(input.bytes()?, rows)?;
         let seqs = ints(input.bytes()?, rows)?;
         let received = ints(input.bytes()?, rows)?;
@@ -272,9 +283,8 @@ impl Block {
             shape_columns: FoldMap::default(),
             starts: Vec::new(),
             places: Vec::new(),
-            shape_list: shape_list.clone(),
         };
-        let counts = block.lay_out()?;
+        let counts = block.lay_out(shape_of)?;
         for ((key, values), count) in block.columns.iter_mut().zip(counts) {
             *values = Values::take(input.bytes()?, key.1, count)?;
         }
@@ -282,16 +292,16 @@ impl Block {
     }
 
     /// Finds out which columns there are, how many values each has, and where those of a row are.
-    fn lay_out(&mut self) -> Decoded<Vec<usize>> {
+    fn lay_out(&mut self, shape_of: ShapeOf<'_>) -> Decoded<Vec<usize>> {
         let mut found: FoldMap<ColumnKey, usize> = FoldMap::default();
         let mut counts: Vec<usize> = Vec::new();
         let one_shape = self.shapes.windows(2).all(|w| w.first() == w.last());
         for (row, shape) in self.shapes.iter().enumerate() {
             if !self.shape_columns.contains_key(shape) {
-                let keys = usize::try_from(*shape).ok().and_then(|at| self.shape_list.keys.get(at));
-                let keys = keys.ok_or(Damage("a block names an unknown shape"))?;
-                let mut columns = Vec::with_capacity(keys.len());
-                for key in keys {
+                let number = u32::try_from(*shape).ok();
+                let entry = shape_of(number.ok_or(Damage("a block names an unknown shape"))?)?;
+                let mut columns = Vec::with_capacity(entry.keys.len());
+                for key in &entry.keys {
                     let at = *found.entry(*key).or_insert_with(|| {
                         self.columns.push((*key, Values::new(key.1)));
                         counts.push(0);
@@ -300,13 +310,13 @@ impl Block {
                     columns.push(at);
                 }
                 let distinct = found.len() == columns.len();
-                self.shape_columns.insert(*shape, columns.into());
+                self.shape_columns.insert(*shape, (entry, columns.into()));
                 if one_shape && distinct {
                     counts.fill(self.shapes.len());
                     return Ok(counts);
                 }
             }
-            let columns = self.shape_columns.get(shape).map_or(&[][..], |c| c);
+            let columns = self.shape_columns.get(shape).map_or(&[][..], |(_, columns)| columns);
             self.starts.push(self.places.len());
             for at in columns {
                 if let Some(count) = counts.get_mut(*at) {
@@ -334,7 +344,16 @@ impl Block {
     /// Memory it takes, about.
     pub(crate) fn heap_bytes(&self) -> usize {
         let columns: usize = self.columns.iter().map(|(_, values)| values.heap_bytes() + 64).sum();
-        columns + self.rows() * 32 + self.places.len() * 4 + self.starts.len() * 8 + 512
+        let shapes = self.shape_columns.values().map(|(entry, at)| {
+            let names = entry.shape.0.iter().map(|column| column.name.as_str().len());
+            entry.heap_bytes() + at.len() * 8 + names.sum::<usize>()
+        });
+        columns
+            + shapes.sum::<usize>()
+            + self.rows() * 32
+            + self.places.len() * 4
+            + self.starts.len() * 8
+            + 512
     }
 
     /// When a row was received.
@@ -343,17 +362,21 @@ impl Block {
         timestamp.wrapping_add(self.received.get(row).copied().unwrap_or(0))
     }
 
-    /// The shape of a row, its columns, and where their values are.
-    pub(crate) fn shape(&self, row: usize) -> Option<(&Arc<Shape>, &[ColumnKey])> {
-        let at = usize::try_from(*self.shapes.get(row)?).ok()?;
-        Some((self.shape_list.shapes.get(at)?, self.shape_list.keys.get(at)?))
+    /// The number of the shape of a row in its segment.
+    pub(crate) fn shape_number(&self, row: usize) -> Option<i64> {
+        self.shapes.get(row).copied()
+    }
+
+    /// The shape of a row.
+    pub(crate) fn shape(&self, row: usize) -> Option<&Arc<Shape>> {
+        self.shape_columns.get(self.shapes.get(row)?).map(|(entry, _)| &entry.shape)
     }
 
     /// Appends the values of a row as a message's body.
     pub(crate) fn body(&self, row: usize, into: &mut Vec<u8>) -> Decoded<()> {
         const MISSING: Damage = Damage("a block lacks a value");
         let shape = self.shapes.get(row).ok_or(MISSING)?;
-        let columns = self.shape_columns.get(shape).ok_or(MISSING)?;
+        let (_, columns) = self.shape_columns.get(shape).ok_or(MISSING)?;
         for (slot, column) in columns.iter().enumerate() {
             let at = match self.starts.get(row) {
                 Some(start) => *self.places.get(start + slot).ok_or(MISSING)? as usize,
@@ -370,8 +393,7 @@ impl Block {
     pub(crate) fn params(&self, row: usize, scratch: &mut Vec<u8>) -> Decoded<Params> {
         scratch.clear();
         self.body(row, scratch)?;
-        let (shape, _) = self.shape(row).ok_or(Damage("a block lacks a shape"))?;
-        shape.decode(scratch)
+        self.shape(row).ok_or(Damage("a block lacks a shape"))?.decode(scratch)
     }
 
     pub(crate) fn stored(&self, row: usize, shard: u16, scratch: &mut Vec<u8>) -> Decoded<Stored> {
@@ -397,11 +419,16 @@ mod tests {
         #[test]
         fn any_bytes_are_read_without_panic(bytes: Vec<u8>) {
             let series = Series::events(fieldline_model::AccountId::from_bytes([0; 16]));
-            let shapes = Arc::new(Shapes {
-                shapes: vec![Arc::default(); 2],
-                keys: vec![Box::from([(0, Kind::Int, 0), (1, Kind::Text, 0)]), Box::from([])],
-            });
-            let _read = (Block::read(&bytes, series, &shapes).is_ok(), read_stats(&bytes), section(&bytes));
+            let mut shape = |number: u32| {
+                let keys = [(0, Kind::Int, 0), (number, Kind::Text, 0)].into();
+                Ok(Arc::new(ShapeEntry { shape: Arc::default(), keys }))
+            };
+            let _read = (
+                Block::read(&bytes, series, &mut shape).is_ok(),
+                timestamps(&bytes),
+                read_stats(&bytes),
+                section(&bytes),
+            );
         }
 
         #[test]

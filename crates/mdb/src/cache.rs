@@ -6,14 +6,18 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::block::Block;
+use crate::index::{SeriesPage, ShapePage};
 use crate::memtable::Hit;
-use crate::segment::Footer;
 
 /// What is kept. The first number is the shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Key {
-    /// The index of a segment.
-    Footer(u16, u64),
+    /// A page of the index of a segment, by its number.
+    SeriesPage(u16, u64, usize),
+    /// A page of the shapes of a segment, by its number.
+    ShapePage(u16, u64, usize),
+    /// The times of a block, by its offset.
+    Times(u16, u64, u64),
     /// A block of a segment, by its offset.
     Block(u16, u64, u64),
     /// Sealed messages in order of arrival: first and last sequence, and how often retention ran.
@@ -22,7 +26,9 @@ pub(crate) enum Key {
 
 #[derive(Clone)]
 pub(crate) enum Item {
-    Footer(Arc<Footer>),
+    SeriesPage(Arc<SeriesPage>),
+    ShapePage(Arc<ShapePage>),
+    Times(Arc<[i64]>),
     Block(Arc<Block>),
     Window(Arc<Vec<Hit>>),
 }

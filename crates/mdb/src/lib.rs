@@ -20,6 +20,7 @@ mod config;
 mod dict;
 mod disk;
 mod hash;
+mod index;
 mod manifest;
 mod memtable;
 mod merge;

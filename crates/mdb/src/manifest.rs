@@ -12,8 +12,8 @@ use crate::open::{NotReplaced, replace};
 use crate::segment::SegmentMeta;
 
 pub(crate) const NAME: &str = "MANIFEST";
-/// The format this program writes.
-pub(crate) const FORMAT: u32 = 1;
+/// The format this program writes. The first one had segments whose index is one piece.
+pub(crate) const FORMAT: u32 = 2;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Manifest {

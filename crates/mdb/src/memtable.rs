@@ -61,7 +61,7 @@ impl Hit {
             timestamp,
             series: block.series,
             received: block.received(row),
-            shape: block.shape(row)?.0.clone(),
+            shape: block.shape(row)?.clone(),
             chunk: Arc::default(),
             start,
             length,

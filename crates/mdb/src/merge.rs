@@ -22,9 +22,10 @@ use crate::columns::Effort;
 use crate::config::MdbConfig;
 use crate::dict::ColumnKey;
 use crate::hash::FoldMap;
+use crate::index::BlockEntry;
 use crate::open::NotReplaced;
 use crate::read::Candidate;
-use crate::segment::{BlockEntry, Footer, Segment, SegmentMeta, SegmentWriter};
+use crate::segment::{Segment, SegmentMeta, SegmentWriter};
 use crate::shard::{Shard, Version};
 
 /// How often segments are looked at when nothing was sealed.
@@ -39,7 +40,7 @@ pub(crate) fn run(shard: &Shard) {
         if shard.sealing.lock().stop {
             return;
         }
-        if let Err(cause) = segment.footer() {
+        if let Err(cause) = segment.verify() {
             error!(shard = shard.number, %cause, "the index of a segment cannot be read");
         }
     }
@@ -127,7 +128,7 @@ fn by_index(
     let mut bytes = 0;
     let mut within = Vec::new();
     for segment in inputs {
-        let own = segment.footer()?.index_bytes;
+        let own = segment.directory()?.index_bytes;
         if own > bytes_max / 2 {
             segment.crowded.store(true, Ordering::Relaxed);
         } else if bytes + own <= bytes_max {
@@ -276,45 +277,41 @@ enum Stopped {
     Write(io::Error),
 }
 
+/// The number of a shape in the new segment, and its columns.
+type NewShape = (u32, Box<[ColumnKey]>);
+
 fn write_merged(
     shard: &Shard,
     writer: &mut SegmentWriter,
     inputs: &[Arc<Segment>],
 ) -> Result<(), Stopped> {
-    let mut footers: Vec<(&Segment, Arc<Footer>)> = Vec::new();
+    let mut all: BTreeMap<Series, Vec<Candidate<'_>>> = BTreeMap::new();
     for segment in inputs {
-        footers.push((&**segment, segment.footer().map_err(Stopped::Damage)?));
-    }
-    let mut all: BTreeMap<Series, Vec<(usize, BlockEntry)>> = BTreeMap::new();
-    for (input, (_, footer)) in footers.iter().enumerate() {
-        for (series, blocks) in &footer.series {
-            let entries = all.entry(*series).or_default();
-            entries.extend(blocks.iter().map(|entry| (input, *entry)));
+        for page in segment.series_pages().map_err(Stopped::Damage)? {
+            for (series, blocks) in page.map_err(Stopped::Damage)?.iter() {
+                let candidates = blocks.iter().map(|entry| Candidate { segment, entry: *entry });
+                all.entry(*series).or_default().extend(candidates);
+            }
         }
     }
-    // By the address of the shape, which its footer keeps alive.
-    let mut shapes: FoldMap<usize, (u32, Box<[ColumnKey]>)> = FoldMap::default();
-    for (series, entries) in all {
+    let mut shapes: FoldMap<(u64, i64), NewShape> = FoldMap::default();
+    for (series, candidates) in all {
         if shard.sealing.lock().stop {
             return Err(Stopped::Stop);
         }
-        let candidates = entries.into_iter().filter_map(|(input, entry)| {
-            let (segment, footer) = footers.get(input)?;
-            Some(Candidate { segment, footer: footer.clone(), entry })
-        });
         let mut builder = BlockBuilder::default();
         let mut body = Vec::new();
-        sweep(series, candidates.collect(), &mut |block, row| {
-            let (Some((timestamp, seq)), Some((shape, _))) = (block.key(row), block.shape(row))
-            else {
+        sweep(series, candidates, &mut |segment, block, row| {
+            let (Some((timestamp, seq)), Some(shape)) = (block.key(row), block.shape(row)) else {
                 return Ok(());
             };
             if builder.is_closed_for(timestamp) {
                 writer.block(series, &builder).map_err(Stopped::Write)?;
                 builder = BlockBuilder::default();
             }
-            let address = Arc::as_ptr(shape) as usize;
-            let (id, keys) = shapes.entry(address).or_insert_with(|| writer.shape(shape));
+            // Its number counts within its segment.
+            let number = (segment, block.shape_number(row).unwrap_or(0));
+            let (id, keys) = shapes.entry(number).or_insert_with(|| writer.shape(shape));
             body.clear();
             let damaged = |damage: crate::codec::Damage| {
                 Stopped::Damage(HistoryError::Corrupt(damage.0.to_owned()))
@@ -327,30 +324,30 @@ fn write_merged(
     Ok(())
 }
 
-/// Hands over the rows of a series in order; holds only blocks that overlap.
+/// Hands over the rows of a series in order, with the number of their segment; holds only blocks that overlap.
 fn sweep(
     series: Series,
     mut candidates: Vec<Candidate<'_>>,
-    emit: &mut impl FnMut(&Block, usize) -> Result<(), Stopped>,
+    emit: &mut impl FnMut(u64, &Block, usize) -> Result<(), Stopped>,
 ) -> Result<(), Stopped> {
     candidates.sort_unstable_by_key(|c| c.entry.from);
-    let mut pending: Vec<(i64, u64, Arc<Block>, usize)> = Vec::new();
+    let mut pending: Vec<(i64, u64, u64, Arc<Block>, usize)> = Vec::new();
     let mut candidates = candidates.into_iter().peekable();
-    while let Some(Candidate { segment, footer, entry }) = candidates.next() {
-        let block = segment.block_once(&footer, series, &entry).map_err(Stopped::Damage)?;
-        let block = Arc::new(block);
+    while let Some(Candidate { segment, entry }) = candidates.next() {
+        let block = Arc::new(segment.block_once(series, &entry).map_err(Stopped::Damage)?);
+        let number = segment.meta.number;
         for row in 0..block.rows() {
             if let Some((timestamp, seq)) = block.key(row) {
-                pending.push((timestamp, seq, block.clone(), row));
+                pending.push((timestamp, seq, number, block.clone(), row));
             }
         }
-        pending.sort_unstable_by_key(|(timestamp, seq, _, _)| (*timestamp, *seq));
+        pending.sort_unstable_by_key(|(timestamp, seq, ..)| (*timestamp, *seq));
         let settled = match candidates.peek() {
             Some(next) => pending.partition_point(|(at, ..)| *at < next.entry.from),
             None => pending.len(),
         };
-        for (_, _, block, row) in pending.drain(..settled) {
-            emit(&block, row)?;
+        for (_, _, number, block, row) in pending.drain(..settled) {
+            emit(number, &block, row)?;
         }
     }
     debug_assert!(pending.is_empty(), "the last block settles all");
@@ -375,8 +372,10 @@ pub(crate) fn rewrite(
     let failed = |error: io::Error| {
         HistoryError::Failed(format!("rewrite `{}`: {error}", segment.path.display()))
     };
-    let footer = segment.footer()?;
-    let kept = footer.series.iter().any(|(s, blocks)| blocks.iter().any(|b| keep(s, b)));
+    let mut kept = false;
+    for page in segment.series_pages()? {
+        kept = kept || page?.iter().any(|(s, blocks)| blocks.iter().any(|b| keep(s, b)));
+    }
     if !kept {
         return remove(shard, segment);
     }
@@ -384,7 +383,7 @@ pub(crate) fn rewrite(
         SegmentWriter::create(&*shard.disk, &shard.dir, shard.take_number(), Effort::Merge);
     let mut writer = writer.map_err(failed)?;
     let path = writer.path().to_owned();
-    if let Err(error) = copy_kept(&mut writer, segment, &footer, keep) {
+    if let Err(error) = copy_kept(&mut writer, segment, keep) {
         shard.discard(&path);
         return Err(failed(error));
     }
@@ -400,14 +399,15 @@ pub(crate) fn rewrite(
 fn copy_kept(
     writer: &mut SegmentWriter,
     segment: &Segment,
-    footer: &Footer,
     keep: &dyn Fn(&Series, &BlockEntry) -> bool,
 ) -> io::Result<()> {
-    writer.adopt(footer);
-    for (series, blocks) in &footer.series {
-        for entry in blocks.iter().filter(|entry| keep(series, entry)) {
-            let raw = segment.raw(entry).map_err(io::Error::other)?;
-            writer.copy(*series, *entry, &raw)?;
+    writer.adopt(segment).map_err(io::Error::other)?;
+    for page in segment.series_pages().map_err(io::Error::other)? {
+        for (series, blocks) in page.map_err(io::Error::other)?.iter() {
+            for entry in blocks.iter().filter(|entry| keep(series, entry)) {
+                let raw = segment.raw(entry).map_err(io::Error::other)?;
+                writer.copy(*series, *entry, &raw)?;
+            }
         }
     }
     Ok(())

@@ -289,7 +289,7 @@ fn read_manifest(
     }
     let file = disk.open(&path).map_err(io_error("open", &path))?;
     let bytes = read_all(&*file).map_err(io_error("read", &path))?;
-    let manifest = Manifest::from_bytes(&bytes)
+    let mut manifest = Manifest::from_bytes(&bytes)
         .map_err(|reason| OpenError::Damaged { path: path.clone(), reason })?;
     if manifest.format > manifest::FORMAT {
         let (found, known) = (manifest.format, manifest::FORMAT);
@@ -299,6 +299,8 @@ fn read_manifest(
         let reason = format!("it is of shard {}", manifest.shard);
         return Err(OpenError::Damaged { path, reason });
     }
+    // From now on there are segments that earlier programs cannot read.
+    manifest.format = manifest::FORMAT;
     Ok(manifest)
 }
 
@@ -348,11 +350,13 @@ fn read_newest(
             error!(path = %path.display(), reason = unreadable.0, "the snapshot cannot be read; it is made anew with the next seal");
             for segment in &version.segments {
                 // A damaged index hides its messages: its duplicates are not known either.
-                let Ok(footer) = segment.footer() else { continue };
-                for (series, blocks) in &footer.series {
-                    let last = blocks.iter().map(|block| block.to).max().unwrap_or(i64::MIN);
-                    let known = newest.entry(*series).or_insert(last);
-                    *known = last.max(*known);
+                let Ok(pages) = segment.series_pages() else { continue };
+                for page in pages.flatten() {
+                    for (series, blocks) in page.iter() {
+                        let last = blocks.iter().map(|block| block.to).max().unwrap_or(i64::MIN);
+                        let known = newest.entry(*series).or_insert(last);
+                        *known = last.max(*known);
+                    }
                 }
             }
             (newest, 0)

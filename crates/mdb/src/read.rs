@@ -9,8 +9,9 @@ use fieldline_model::{Series, SeriesKind};
 
 use crate::block::Block;
 use crate::cache::{Cache, Item, Key};
+use crate::index::BlockEntry;
 use crate::memtable::Hit;
-use crate::segment::{BlockEntry, Footer, Segment};
+use crate::segment::Segment;
 use crate::shard::{Version, corrupt};
 use crate::snapshot::Latest;
 
@@ -35,7 +36,6 @@ impl Found {
 /// A block that may hold what is looked for.
 pub(crate) struct Candidate<'a> {
     pub(crate) segment: &'a Segment,
-    pub(crate) footer: Arc<Footer>,
     pub(crate) entry: BlockEntry,
 }
 
@@ -66,18 +66,12 @@ impl Version {
         for segment in &self.segments {
             let of_account = segment.meta.accounts.iter().find(|a| a.account == series.account);
             let Some(part) = of_account.filter(|a| a.from <= to && a.to >= from) else { continue };
-            let footer = match segment.footer() {
-                Ok(footer) => footer,
-                Err(error) => {
-                    found.unread.push((part.from, part.to, error));
-                    continue;
+            match segment.blocks(series, from, to) {
+                Ok(entries) => {
+                    let candidates = entries.into_iter();
+                    found.blocks.extend(candidates.map(|entry| Candidate { segment, entry }));
                 }
-            };
-            for entry in footer.blocks(series) {
-                if entry.from <= to && entry.to >= from {
-                    let (footer, entry) = (footer.clone(), *entry);
-                    found.blocks.push(Candidate { segment, footer, entry });
-                }
+                Err(error) => found.unread.push((part.from, part.to, error)),
             }
         }
         found
@@ -88,8 +82,12 @@ impl Version {
     pub(crate) fn find(&self, series: &Series, timestamp: i64, hash: u64) -> Option<u64> {
         let candidates = self.candidates(series, timestamp, timestamp).blocks;
         let mut scratch = Vec::new();
-        for Candidate { segment, footer, entry } in candidates {
-            let Ok(block) = segment.block(&footer, *series, &entry) else { continue };
+        for Candidate { segment, entry } in candidates {
+            // Late messages are mostly new: their times tell.
+            if !segment.has_time(&entry, timestamp).unwrap_or(false) {
+                continue;
+            }
+            let Ok(block) = segment.block(*series, &entry) else { continue };
             let start = block.timestamps.partition_point(|t| *t < timestamp);
             for row in start..block.rows() {
                 let Some((at, seq)) = block.key(row) else { break };
@@ -149,8 +147,8 @@ impl Version {
             if ascending { timestamp < limit } else { timestamp > limit }
         };
         let mut candidates = candidates.into_iter().peekable();
-        while let Some(Candidate { segment, footer, entry }) = candidates.next() {
-            let block = segment.block(&footer, query.series, &entry)?;
+        while let Some(Candidate { segment, entry }) = candidates.next() {
+            let block = segment.block(query.series, &entry)?;
             let start = block.timestamps.partition_point(|t| *t < from);
             let end = block.timestamps.partition_point(|t| *t <= to);
             for row in start..end {
@@ -242,17 +240,29 @@ impl Version {
             if segment.meta.first_seq > last || segment.meta.last_seq < first {
                 continue;
             }
-            let footer = match segment.footer() {
-                Ok(footer) => footer,
+            let pages = match segment.series_pages() {
+                Ok(pages) => pages,
                 Err(error) => {
                     fail(segment.meta.first_seq, error);
                     continue;
                 }
             };
-            for (series, blocks) in &footer.series {
-                for entry in blocks.iter().filter(|b| b.first_seq <= last && b.last_seq >= first) {
+            for page in pages {
+                let page = match page {
+                    Ok(page) => page,
+                    Err(error) => {
+                        fail(segment.meta.first_seq, error);
+                        continue;
+                    }
+                };
+                let blocks = page.iter().flat_map(|(series, blocks)| {
+                    let within =
+                        blocks.iter().filter(|b| b.first_seq <= last && b.last_seq >= first);
+                    within.map(move |entry| (*series, entry))
+                });
+                for (series, entry) in blocks {
                     // One block at a time: all of a large fleet would not fit into memory.
-                    let added = segment.block_once(&footer, *series, entry).and_then(|block| {
+                    let added = segment.block_once(series, entry).and_then(|block| {
                         let seqs = block.seqs.iter().map(|seq| seq.cast_unsigned());
                         for (row, _) in seqs.enumerate().filter(|(_, s)| (first..=last).contains(s))
                         {
@@ -294,30 +304,43 @@ impl Version {
         let mut scratch = Vec::new();
         for segment in &self.segments {
             // So does a damaged index: rather fewer last values than none.
-            let Ok(footer) = segment.footer() else { continue };
-            for (series, blocks) in &footer.series {
-                for entry in blocks {
+            let Ok(pages) = segment.series_pages() else { continue };
+            for page in pages.flatten() {
+                for (series, blocks) in page.iter() {
                     let latest = all.entry(*series).or_insert_with(|| Latest {
                         newest: i64::MIN,
                         values: crate::memtable::LastValues::default(),
                     });
-                    latest.newest = latest.newest.max(entry.to);
-                    if series.kind != SeriesKind::Message {
-                        continue;
-                    }
-                    // A damaged block hides its values only.
-                    let Ok(block) = segment.block_once(&footer, *series, entry) else { continue };
-                    for row in 0..block.rows() {
-                        let timestamp = block.timestamps.get(row).copied().unwrap_or(i64::MIN);
-                        let Ok(params) = block.params(row, &mut scratch) else { continue };
-                        for (name, value) in params {
-                            latest.values.set(name, value, timestamp);
+                    for entry in blocks {
+                        latest.newest = latest.newest.max(entry.to);
+                        if series.kind == SeriesKind::Message {
+                            latest.take(segment, *series, entry, &mut scratch);
                         }
                     }
                 }
             }
         }
         Ok(all)
+    }
+}
+
+impl Latest {
+    /// Takes in the values of a block; a damaged one hides its values only.
+    fn take(
+        &mut self,
+        segment: &Segment,
+        series: Series,
+        entry: &BlockEntry,
+        scratch: &mut Vec<u8>,
+    ) {
+        let Ok(block) = segment.block_once(series, entry) else { return };
+        for row in 0..block.rows() {
+            let timestamp = block.timestamps.get(row).copied().unwrap_or(i64::MIN);
+            let Ok(params) = block.params(row, scratch) else { continue };
+            for (name, value) in params {
+                self.values.set(name, value, timestamp);
+            }
+        }
     }
 }
 

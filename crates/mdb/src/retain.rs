@@ -13,8 +13,9 @@ use fieldline_contracts::HistoryError;
 use fieldline_model::{AccountId, Series};
 use tracing::warn;
 
+use crate::index::BlockEntry;
 use crate::merge::{remove, rewrite};
-use crate::segment::{AccountMeta, BlockEntry, Segment};
+use crate::segment::{AccountMeta, Segment};
 use crate::shard::Shard;
 use crate::snapshot;
 
@@ -39,11 +40,11 @@ fn blocks(shard: &Shard, account: AccountId, into: &mut Vec<(i64, u64)>) {
             continue;
         }
         // One that cannot be read cannot be judged, and stays.
-        let Ok(footer) = segment.footer() else { continue };
-        for (series, entries) in &footer.series {
-            if series.account == account {
-                into.extend(entries.iter().map(|entry| (entry.to, entry.bytes())));
-            }
+        let Ok(pages) = segment.series_pages() else { continue };
+        for page in pages.flatten() {
+            let own = page.iter().filter(|(series, _)| series.account == account);
+            let entries = own.flat_map(|(_, entries)| entries);
+            into.extend(entries.map(|entry| (entry.to, entry.bytes())));
         }
     }
 }
@@ -134,10 +135,14 @@ fn droppable(
     account: AccountId,
     goes: &dyn Fn(&Series, &BlockEntry) -> bool,
 ) -> Result<u64, HistoryError> {
-    let footer = segment.footer()?;
-    let own = footer.series.iter().filter(|(series, _)| series.account == account);
-    let entries = own.flat_map(|(series, entries)| entries.iter().map(move |e| (series, e)));
-    Ok(entries.filter(|(series, e)| goes(series, e)).map(|(_, e)| e.bytes()).sum())
+    let mut bytes = 0;
+    for page in segment.series_pages()? {
+        let page = page?;
+        let own = page.iter().filter(|(series, _)| series.account == account);
+        let entries = own.flat_map(|(series, entries)| entries.iter().map(move |e| (series, e)));
+        bytes += entries.filter(|(series, e)| goes(series, e)).map(|(_, e)| e.bytes()).sum::<u64>();
+    }
+    Ok(bytes)
 }
 
 /// Takes series of which nothing is left out of the snapshot.
@@ -158,8 +163,11 @@ fn forget(shard: &Shard, account: AccountId, before: i64) -> Result<u64, History
     // A series of which anything is left must stay known, or its duplicates would not be.
     let mut left = BTreeSet::new();
     for segment in &shard.version().segments {
-        let Ok(footer) = segment.footer() else { return Ok(0) };
-        left.extend(footer.series.iter().map(|(series, _)| *series));
+        let Ok(pages) = segment.series_pages() else { return Ok(0) };
+        for page in pages {
+            let Ok(page) = page else { return Ok(0) };
+            left.extend(page.iter().map(|(series, _)| *series));
+        }
     }
     let keep = |series: &Series, latest: &snapshot::Latest| {
         series.account != account || latest.newest >= before || left.contains(series)

@@ -1,46 +1,44 @@
 //! Segments: immutable files of blocks, sorted by series and time, with an index at the end.
 //!
 //! ```text
-//! file    := magic[8] block* index trailer
+//! file    := magic[8] block* page* directory trailer
 //! block   := [crc:u32 stats] crc:u32 data             each crc over what follows it
-//! index   := names shapes accounts series*            squeezed
-//! trailer := index_bytes:u32 index_crc:u32 magic[8]
+//! trailer := directory_bytes:u32 crc:u32 magic[8]     the directory is squeezed; see `index`
 //! ```
-
-#![allow(clippy::cast_possible_truncation, reason = "series kinds are u8 by their repr")]
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use fieldline_contracts::HistoryError;
-use fieldline_model::{AccountId, ParamName, Series, SeriesKind};
+use fieldline_model::{AccountId, ParamName, Series};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
-use crate::block::{Block, BlockBuilder, Shapes};
+use crate::block::{self, Block, BlockBuilder};
 use crate::cache::{Cache, Item, Key};
 use crate::codec::{
-    Damage, Decoded, Input, checksum, put_bytes, put_section, put_signed, put_squeezed, put_varint,
-    section, unsqueeze,
+    Damage, Decoded, Input, checksum, put_section, put_squeezed, section, unsqueeze,
 };
 use crate::columns::Effort;
-use crate::dict::ColumnKey;
+use crate::dict::{ColumnKey, ShapeEntry};
 use crate::disk::{Disk, DiskFile};
 use crate::hash::FoldMap;
+use crate::index::{
+    self, BlockEntry, Directory, PAGE_BYTES_MAX, Place, SeriesPage, ShapePage, read_whole,
+};
 use crate::shard::corrupt;
-use crate::value::{Column, Kind, Shape};
+use crate::value::Shape;
 
 const MAGIC: &[u8; 8] = b"FLDSEG01";
-const END: &[u8; 8] = b"FLDSEGE1";
+const END: &[u8; 8] = b"FLDSEGE2";
+/// Ends segments of the first format, whose index is one piece.
+const END_WHOLE: &[u8; 8] = b"FLDSEGE1";
 const TRAILER_BYTES: usize = 16;
 /// Largest section that is read: what a block of the largest messages may come to.
 const SECTION_BYTES_MAX: u64 = 64 << 20;
-/// Largest index that is written, before it is squeezed: always readable.
-const INDEX_BYTES_MAX: usize = 60 << 20;
 /// Bytes gathered before they are written.
 const WRITE_BYTES: usize = 1 << 20;
 
@@ -67,158 +65,6 @@ pub(crate) struct SegmentMeta {
     pub(crate) accounts: Vec<AccountMeta>,
 }
 
-/// Where a block is and what it holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct BlockEntry {
-    pub(crate) offset: u64,
-    /// Of the statistics with their checksum; 0 if there are none.
-    pub(crate) stats_bytes: u32,
-    /// Of the data with its checksum.
-    pub(crate) data_bytes: u32,
-    pub(crate) rows: u32,
-    pub(crate) from: i64,
-    pub(crate) to: i64,
-    pub(crate) first_seq: u64,
-    pub(crate) last_seq: u64,
-}
-
-impl BlockEntry {
-    pub(crate) const fn bytes(&self) -> u64 {
-        self.stats_bytes as u64 + self.data_bytes as u64
-    }
-}
-
-/// The index of a segment.
-#[derive(Default)]
-pub(crate) struct Footer {
-    pub(crate) names: Vec<ParamName>,
-    pub(crate) shapes: Arc<Shapes>,
-    /// Sorted; with the blocks of each in order of time.
-    pub(crate) series: Vec<(Series, Vec<BlockEntry>)>,
-    /// Of the index, not squeezed.
-    pub(crate) index_bytes: usize,
-    pub(crate) heap_bytes: usize,
-}
-
-impl Footer {
-    pub(crate) fn blocks(&self, series: &Series) -> &[BlockEntry] {
-        let at = self.series.binary_search_by(|(other, _)| other.cmp(series));
-        at.ok().and_then(|at| self.series.get(at)).map_or(&[], |(_, blocks)| blocks)
-    }
-
-    fn put(&self) -> Vec<u8> {
-        let mut out = Vec::new();
-        put_varint(&mut out, self.names.len() as u64);
-        for name in &self.names {
-            put_bytes(&mut out, name.as_str().as_bytes());
-        }
-        put_varint(&mut out, self.shapes.keys.len() as u64);
-        for keys in &self.shapes.keys {
-            put_varint(&mut out, keys.len() as u64);
-            for (name, kind, scale) in keys {
-                put_varint(&mut out, u64::from(*name));
-                out.extend_from_slice(&[*kind as u8, *scale]);
-            }
-        }
-        put_varint(&mut out, self.series.len() as u64);
-        let mut account = None;
-        let (mut offset, mut time, mut seq) = (0_u64, 0_i64, 0_u64);
-        for (series, blocks) in &self.series {
-            // Sorted by account first, so it is written where it changes only.
-            out.push(u8::from(account != Some(series.account)));
-            if account != Some(series.account) {
-                account = Some(series.account);
-                out.extend_from_slice(series.account.as_bytes());
-            }
-            out.push(series.kind as u8);
-            out.extend_from_slice(series.object.as_bytes());
-            put_varint(&mut out, blocks.len() as u64);
-            for block in blocks {
-                put_varint(&mut out, block.offset.wrapping_sub(offset));
-                put_varint(&mut out, u64::from(block.stats_bytes));
-                put_varint(&mut out, u64::from(block.data_bytes));
-                put_varint(&mut out, u64::from(block.rows));
-                put_signed(&mut out, block.from.wrapping_sub(time));
-                put_signed(&mut out, block.to.wrapping_sub(block.from));
-                put_signed(&mut out, block.first_seq.wrapping_sub(seq).cast_signed());
-                put_signed(&mut out, block.last_seq.wrapping_sub(block.first_seq).cast_signed());
-                offset = block.offset + block.bytes();
-                (time, seq) = (block.from, block.first_seq);
-            }
-        }
-        out
-    }
-
-    fn read(bytes: &[u8]) -> Decoded<Self> {
-        let mut input = Input(bytes);
-        let mut names = Vec::new();
-        for _ in 0..input.count()? {
-            names.push(ParamName::new(input.text()?).map_err(|_| Damage("no name"))?);
-        }
-        let mut shapes = Shapes::default();
-        for _ in 0..input.count()? {
-            let mut keys: Vec<ColumnKey> = Vec::new();
-            let mut columns = Vec::new();
-            for _ in 0..input.count()? {
-                let id = input.id()?;
-                let name = names.get(id as usize).ok_or(Damage("unknown name"))?.clone();
-                let kind = Kind::from_u8(input.u8()?)?;
-                let scale = input.u8()?;
-                keys.push((id, kind, scale));
-                columns.push(Column { name, kind, scale });
-            }
-            shapes.keys.push(keys.into());
-            shapes.shapes.push(Arc::new(Shape(columns.into())));
-        }
-        let mut series: Vec<(Series, Vec<BlockEntry>)> = Vec::new();
-        let mut account = None;
-        let (mut offset, mut time, mut seq) = (0_u64, 0_i64, 0_u64);
-        for _ in 0..input.count()? {
-            if input.u8()? != 0 {
-                account = Some(AccountId::from_bytes(input.array()?));
-            }
-            let account = account.ok_or(Damage("a series without account"))?;
-            let kind = SeriesKind::from_u8(input.u8()?).ok_or(Damage("unknown series kind"))?;
-            let object = Uuid::from_bytes(input.array()?);
-            let this = Series { account, kind, object };
-            if series.last().is_some_and(|(last, _)| *last >= this) {
-                return Err(Damage("series are not in order"));
-            }
-            let mut blocks = Vec::new();
-            for _ in 0..input.count()? {
-                offset = offset.wrapping_add(input.varint()?);
-                let stats_bytes = input.id()?;
-                let data_bytes = input.id()?;
-                let rows = input.id()?;
-                let from = time.wrapping_add(input.signed()?);
-                let to = from.wrapping_add(input.signed()?);
-                let first_seq = seq.wrapping_add_signed(input.signed()?);
-                let last_seq = first_seq.wrapping_add_signed(input.signed()?);
-                let block = BlockEntry {
-                    offset,
-                    stats_bytes,
-                    data_bytes,
-                    rows,
-                    from,
-                    to,
-                    first_seq,
-                    last_seq,
-                };
-                blocks.push(block);
-                offset = offset.wrapping_add(block.bytes());
-                (time, seq) = (from, first_seq);
-            }
-            series.push((this, blocks));
-        }
-        if !input.is_empty() {
-            return Err(Damage("bytes are left after the index"));
-        }
-        let index_bytes = bytes.len();
-        let heap_bytes = index_bytes * 6 + 1_024;
-        Ok(Self { names, shapes: Arc::new(shapes), series, index_bytes, heap_bytes })
-    }
-}
-
 /// A sealed segment. Its file goes when the last reader of an obsolete one is done.
 pub(crate) struct Segment {
     pub(crate) meta: SegmentMeta,
@@ -227,6 +73,8 @@ pub(crate) struct Segment {
     file: Box<dyn DiskFile>,
     disk: Arc<dyn Disk>,
     cache: Arc<Cache>,
+    /// Read when it is first needed, then kept.
+    directory: OnceLock<Directory>,
     obsolete: AtomicBool,
     /// A block could not be read: it is not merged, so that the damage does not spread.
     pub(crate) damaged: AtomicBool,
@@ -269,6 +117,7 @@ impl Segment {
             file,
             disk: disk.clone(),
             cache: cache.clone(),
+            directory: OnceLock::new(),
             obsolete: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
             crowded: AtomicBool::new(false),
@@ -286,7 +135,7 @@ impl Segment {
         meta: SegmentMeta,
     ) -> io::Result<Self> {
         let segment = Self::open(disk, cache, dir, shard, meta)?;
-        segment.footer().map_err(io::Error::other)?;
+        segment.verify().map_err(io::Error::other)?;
         Ok(segment)
     }
 
@@ -319,35 +168,153 @@ impl Segment {
         }
     }
 
-    /// Its index, from memory or disk.
-    pub(crate) fn footer(&self) -> Result<Arc<Footer>, HistoryError> {
-        let key = Key::Footer(self.shard, self.meta.number);
-        if let Some(Item::Footer(footer)) = self.cache.get(key) {
-            return Ok(footer);
+    /// Where the pages of its index are.
+    pub(crate) fn directory(&self) -> Result<&Directory, HistoryError> {
+        if let Some(directory) = self.directory.get() {
+            return Ok(directory);
         }
+        let directory = self.read_directory()?;
+        Ok(self.directory.get_or_init(|| directory))
+    }
+
+    fn read_directory(&self) -> Result<Directory, HistoryError> {
         let end = self.meta.bytes.saturating_sub(TRAILER_BYTES as u64);
-        let trailer = self.read_at(end, TRAILER_BYTES as u64)?;
-        let mut input = Input(&trailer);
-        let read = |input: &mut Input<'_>| -> Decoded<(u64, u32)> {
-            let (bytes, crc) = (input.u32()?, input.u32()?);
-            if input.0 == END { Ok((u64::from(bytes), crc)) } else { Err(Damage("no end mark")) }
-        };
-        let (bytes, crc) = read(&mut input).map_err(|damage| self.corrupt(end, damage.0))?;
-        let start = end.saturating_sub(bytes);
-        let index = self.read_at(start, bytes)?;
-        if checksum(&[&index]) != crc {
-            return Err(self.corrupt(start, "the checksum of the index does not fit"));
+        let bytes = self.read_at(end, TRAILER_BYTES as u64)?;
+        let trailer = Trailer::read(&bytes).map_err(|damage| self.corrupt(end, damage.0))?;
+        let offset = end.saturating_sub(u64::from(trailer.bytes));
+        if trailer.whole {
+            let place = Place { offset, bytes: trailer.bytes };
+            return Ok(Directory::of_whole(place, trailer.crc));
         }
-        let footer = unsqueeze(&index).and_then(|plain| Footer::read(&plain));
-        let footer = Arc::new(footer.map_err(|damage| self.corrupt(start, damage.0))?);
-        self.cache.put(key, Item::Footer(footer.clone()), footer.heap_bytes);
-        Ok(footer)
+        let bytes = self.read_at(offset, u64::from(trailer.bytes))?;
+        if checksum(&[&bytes]) != trailer.crc {
+            return Err(self.corrupt(offset, "the checksum of the index does not fit"));
+        }
+        let directory = unsqueeze(&bytes).and_then(|plain| Directory::read(&plain));
+        directory.map_err(|damage| self.corrupt(offset, damage.0))
+    }
+
+    /// Reads a page of the index.
+    fn page<T>(
+        &self,
+        place: Place,
+        whole: Option<u32>,
+        read: impl FnOnce(&[u8]) -> Decoded<T>,
+    ) -> Result<T, HistoryError> {
+        let bytes = self.read_at(place.offset, u64::from(place.bytes))?;
+        let content = match whole {
+            None => section(&bytes),
+            Some(crc) if checksum(&[&bytes]) == crc => Ok(&bytes[..]),
+            Some(_) => Err(Damage("the checksum of the index does not fit")),
+        };
+        let page = content.and_then(unsqueeze).and_then(|plain| read(&plain));
+        page.map_err(|damage| self.corrupt(place.offset, damage.0))
+    }
+
+    fn series_page_once(
+        &self,
+        place: Place,
+        whole: Option<u32>,
+    ) -> Result<SeriesPage, HistoryError> {
+        self.page(place, whole, |plain| match whole {
+            None => SeriesPage::read(plain),
+            Some(_) => read_whole(plain).map(|(series, _)| series),
+        })
+    }
+
+    /// The blocks of a series with times from `from` to `to`, both included, in order of time.
+    pub(crate) fn blocks(
+        &self,
+        series: &Series,
+        from: i64,
+        to: i64,
+    ) -> Result<Vec<BlockEntry>, HistoryError> {
+        let directory = self.directory()?;
+        let Some(at) = directory.page_of(series) else { return Ok(Vec::new()) };
+        let Some((_, place)) = directory.series.get(at) else { return Ok(Vec::new()) };
+        let key = Key::SeriesPage(self.shard, self.meta.number, at);
+        let page = match self.cache.get(key) {
+            Some(Item::SeriesPage(page)) => page,
+            _ => {
+                let page = Arc::new(self.series_page_once(*place, directory.whole)?);
+                self.cache.put(key, Item::SeriesPage(page.clone()), page.heap_bytes());
+                page
+            }
+        };
+        let blocks = page.blocks(series).iter();
+        Ok(blocks.filter(|entry| entry.from <= to && entry.to >= from).copied().collect())
+    }
+
+    /// All series with their blocks, a page at a time; each may be unreadable by itself.
+    pub(crate) fn series_pages(
+        &self,
+    ) -> Result<impl Iterator<Item = Result<SeriesPage, HistoryError>>, HistoryError> {
+        let directory = self.directory()?;
+        let pages = directory.series.iter();
+        Ok(pages.map(|(_, place)| self.series_page_once(*place, directory.whole)))
+    }
+
+    /// The page of shapes number `at`, from memory or disk.
+    fn shape_page(&self, directory: &Directory, at: usize) -> Result<Arc<ShapePage>, HistoryError> {
+        let key = Key::ShapePage(self.shard, self.meta.number, at);
+        if let Some(Item::ShapePage(page)) = self.cache.get(key) {
+            return Ok(page);
+        }
+        let place = directory.shapes.get(at).map(|(_, place)| *place);
+        let place = place.unwrap_or(Place { offset: 0, bytes: 0 });
+        let page = self.page(place, directory.whole, |plain| match directory.whole {
+            None => ShapePage::read(plain),
+            Some(_) => read_whole(plain).map(|(_, shapes)| shapes),
+        });
+        let page = Arc::new(page?);
+        self.cache.put(key, Item::ShapePage(page.clone()), page.heap_bytes);
+        Ok(page)
+    }
+
+    /// All shapes with their names, a page at a time.
+    fn shape_pages(
+        &self,
+    ) -> Result<impl Iterator<Item = Result<Arc<ShapePage>, HistoryError>>, HistoryError> {
+        let directory = self.directory()?;
+        Ok((0..directory.shapes.len()).map(|at| self.shape_page(directory, at)))
+    }
+
+    fn shape(&self, number: u32) -> Result<Arc<ShapeEntry>, HistoryError> {
+        let directory = self.directory()?;
+        let unknown = || self.corrupt(0, "a block names an unknown shape");
+        let (at, first) = directory.page_of_shape(number).ok_or_else(unknown)?;
+        let page = self.shape_page(directory, at)?;
+        page.shapes.get((number - first) as usize).cloned().ok_or_else(unknown)
+    }
+
+    /// The number that a name has in statistics.
+    pub(crate) fn name_number(&self, name: &str) -> Result<Option<u32>, HistoryError> {
+        for page in self.shape_pages()? {
+            let page = page?;
+            let found = page.names.iter().find(|(_, other)| other.as_str() == name);
+            if let Some((number, _)) = found {
+                return Ok(Some(*number));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads all of its index.
+    pub(crate) fn verify(&self) -> Result<(), HistoryError> {
+        let mut result = Ok(());
+        // To the end, so that all that is damaged is known.
+        for page in self.series_pages()? {
+            result = result.and(page.map(drop));
+        }
+        for page in self.shape_pages()? {
+            result = result.and(page.map(drop));
+        }
+        result
     }
 
     /// A block, from memory or disk.
     pub(crate) fn block(
         &self,
-        footer: &Footer,
         series: Series,
         entry: &BlockEntry,
     ) -> Result<Arc<Block>, HistoryError> {
@@ -355,7 +322,7 @@ impl Segment {
         if let Some(Item::Block(block)) = self.cache.get(key) {
             return Ok(block);
         }
-        let block = Arc::new(self.block_once(footer, series, entry)?);
+        let block = Arc::new(self.block_once(series, entry)?);
         self.cache.put(key, Item::Block(block.clone()), block.heap_bytes());
         Ok(block)
     }
@@ -363,20 +330,55 @@ impl Segment {
     /// A block from disk, which is not needed again soon.
     pub(crate) fn block_once(
         &self,
-        footer: &Footer,
         series: Series,
         entry: &BlockEntry,
     ) -> Result<Block, HistoryError> {
         let offset = entry.offset + u64::from(entry.stats_bytes);
         let bytes = self.read_at(offset, u64::from(entry.data_bytes))?;
-        let block = section(&bytes)
-            .and_then(|data| Block::read(data, series, &footer.shapes))
-            .map_err(|damage| self.corrupt(offset, damage.0))?;
+        let mut of_shapes = None;
+        let mut shape = |number| {
+            self.shape(number).map_err(|error| {
+                of_shapes = Some(error);
+                Damage("its shapes cannot be read")
+            })
+        };
+        let block = section(&bytes).and_then(|data| Block::read(data, series, &mut shape));
+        let block = match (block, of_shapes) {
+            (Ok(block), _) => block,
+            (Err(_), Some(error)) => return Err(error),
+            (Err(damage), None) => return Err(self.corrupt(offset, damage.0)),
+        };
         if block.rows() == entry.rows as usize {
             Ok(block)
         } else {
             Err(self.corrupt(offset, "a block has another count of rows than the index says"))
         }
+    }
+
+    /// Whether a block has a message of this time. Costs less than the whole block.
+    pub(crate) fn has_time(
+        &self,
+        entry: &BlockEntry,
+        timestamp: i64,
+    ) -> Result<bool, HistoryError> {
+        let number = self.meta.number;
+        if let Some(Item::Block(block)) =
+            self.cache.get(Key::Block(self.shard, number, entry.offset))
+        {
+            return Ok(block.timestamps.binary_search(&timestamp).is_ok());
+        }
+        let key = Key::Times(self.shard, number, entry.offset);
+        if let Some(Item::Times(times)) = self.cache.get(key) {
+            return Ok(times.binary_search(&timestamp).is_ok());
+        }
+        let offset = entry.offset + u64::from(entry.stats_bytes);
+        let bytes = self.read_at(offset, u64::from(entry.data_bytes))?;
+        let times = section(&bytes).and_then(block::timestamps);
+        let times: Arc<[i64]> = times.map_err(|damage| self.corrupt(offset, damage.0))?.into();
+        let has = times.binary_search(&timestamp).is_ok();
+        let bytes = size_of_val(&*times) + 64;
+        self.cache.put(key, Item::Times(times), bytes);
+        Ok(has)
     }
 
     /// The statistics of a block, checked; `None` where it has none.
@@ -407,7 +409,7 @@ pub(crate) struct SegmentWriter {
     shape_ids: FoldMap<Box<[ColumnKey]>, u32>,
     series: Vec<(Series, Vec<BlockEntry>)>,
     effort: Effort,
-    index_bytes_max: usize,
+    page_bytes_max: usize,
     meta: SegmentMeta,
 }
 
@@ -431,7 +433,7 @@ impl SegmentWriter {
             shape_ids: FoldMap::default(),
             series: Vec::new(),
             effort,
-            index_bytes_max: INDEX_BYTES_MAX,
+            page_bytes_max: PAGE_BYTES_MAX,
             meta: SegmentMeta {
                 number,
                 bytes: 0,
@@ -475,9 +477,18 @@ impl SegmentWriter {
     }
 
     /// Takes over the names and shapes of another, so that its blocks can be copied as they are.
-    pub(crate) fn adopt(&mut self, footer: &Footer) {
-        self.names.clone_from(&footer.names);
-        self.shapes.clone_from(&footer.shapes.keys);
+    pub(crate) fn adopt(&mut self, segment: &Segment) -> Result<(), HistoryError> {
+        for page in segment.shape_pages()? {
+            let page = page?;
+            for (number, name) in &page.names {
+                // Names have numbers by where they first occur; pages repeat those before.
+                if *number as usize == self.names.len() {
+                    self.names.push(name.clone());
+                }
+            }
+            self.shapes.extend(page.shapes.iter().map(|entry| entry.keys.clone()));
+        }
+        Ok(())
     }
 
     /// Writes a block; empty ones are passed over.
@@ -552,35 +563,60 @@ impl SegmentWriter {
         Ok(())
     }
 
-    /// Writes the index and makes the file durable. The directory is the caller's.
-    /// Fails with [`io::ErrorKind::FileTooLarge`] where the index could not be read back.
+    /// Writes the index and makes the file durable. The directory of the file is the caller's.
+    /// Fails with [`io::ErrorKind::FileTooLarge`] where a page could not be read back.
     pub(crate) fn finish(mut self) -> io::Result<SegmentMeta> {
-        let shapes = Shapes { shapes: Vec::new(), keys: std::mem::take(&mut self.shapes) };
-        let footer = Footer {
-            names: std::mem::take(&mut self.names),
-            shapes: Arc::new(shapes),
-            series: std::mem::take(&mut self.series),
-            index_bytes: 0,
-            heap_bytes: 0,
-        };
-        let plain = footer.put();
-        if plain.len() > self.index_bytes_max {
-            return Err(io::Error::new(
-                io::ErrorKind::FileTooLarge,
-                format!("an index of {} bytes is more than can be read back", plain.len()),
-            ));
-        }
-        let mut index = Vec::new();
-        put_squeezed(&mut index, &plain, 3);
-        let bytes = u32::try_from(index.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
-        self.buffer.extend_from_slice(&index);
+        let (names, shapes) = (std::mem::take(&mut self.names), std::mem::take(&mut self.shapes));
+        let series = std::mem::take(&mut self.series);
+        let plain = index::write(&names, &shapes, &series, |plain| self.put_page(plain))?;
+        let mut directory = Vec::new();
+        put_squeezed(&mut directory, &plain, 3);
+        let bytes = u32::try_from(directory.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        self.buffer.extend_from_slice(&directory);
         self.buffer.extend_from_slice(&bytes.to_le_bytes());
-        self.buffer.extend_from_slice(&checksum(&[&index]).to_le_bytes());
+        self.buffer.extend_from_slice(&checksum(&[&directory]).to_le_bytes());
         self.buffer.extend_from_slice(END);
         self.flush()?;
         self.file.sync()?;
         self.meta.bytes = self.written;
         Ok(self.meta)
+    }
+
+    fn put_page(&mut self, plain: &[u8]) -> io::Result<Place> {
+        if plain.len() > self.page_bytes_max {
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("a page of {} bytes is more than can be read back", plain.len()),
+            ));
+        }
+        let mut squeezed = Vec::new();
+        put_squeezed(&mut squeezed, plain, 3);
+        let offset = self.written + self.buffer.len() as u64;
+        put_section(&mut self.buffer, &squeezed);
+        if self.buffer.len() >= WRITE_BYTES {
+            self.flush()?;
+        }
+        let bytes = u32::try_from(squeezed.len() + 4).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        Ok(Place { offset, bytes })
+    }
+}
+
+/// What ends a segment.
+struct Trailer {
+    bytes: u32,
+    crc: u32,
+    /// Whether it is of the first format.
+    whole: bool,
+}
+
+impl Trailer {
+    fn read(bytes: &[u8]) -> Decoded<Self> {
+        let mut input = Input(bytes);
+        let (bytes, crc) = (input.u32()?, input.u32()?);
+        if input.0 != END && input.0 != END_WHOLE {
+            return Err(Damage("no end mark"));
+        }
+        Ok(Self { bytes, crc, whole: input.0 == END_WHOLE })
     }
 }
 
@@ -590,24 +626,47 @@ pub(crate) fn read_any(bytes: &[u8]) -> Decoded<usize> {
     let (body, trailer) = bytes.split_at_checked(end).ok_or(Damage("ends early"))?;
     let length = Input(trailer).u32()? as usize;
     let start = body.len().saturating_sub(length);
-    let footer = Footer::read(&unsqueeze(body.get(start..).unwrap_or(&[]))?)?;
+    let index = unsqueeze(body.get(start..).unwrap_or(&[]))?;
+    let (mut pages, mut shapes) = (Vec::new(), Vec::new());
+    if trailer.ends_with(END_WHOLE) {
+        let (series, of) = read_whole(&index)?;
+        pages.push(series);
+        shapes = of.shapes;
+    } else {
+        let directory = Directory::read(&index)?;
+        let plain = |place: &Place| {
+            let at = usize::try_from(place.offset).unwrap_or(usize::MAX);
+            let content = body.get(at..).and_then(|raw| raw.get(4..place.bytes as usize));
+            unsqueeze(content.unwrap_or(&[]))
+        };
+        for (_, place) in &directory.shapes {
+            let page = plain(place).and_then(|plain| ShapePage::read(&plain));
+            shapes.extend(page.into_iter().flat_map(|page| page.shapes));
+        }
+        for (_, place) in &directory.series {
+            pages.extend(plain(place).and_then(|plain| SeriesPage::read(&plain)));
+        }
+    }
+    let entries = pages.iter().flat_map(SeriesPage::iter);
+    let entries = entries.flat_map(|(series, blocks)| blocks.iter().map(move |b| (series, b)));
     let mut rows = 0;
-    for (series, blocks) in &footer.series {
-        for entry in blocks {
-            let at = usize::try_from(entry.offset).unwrap_or(usize::MAX);
-            let Some(raw) = body.get(at..) else { continue };
-            let Some((stats, data)) = raw.split_at_checked(entry.stats_bytes as usize) else {
-                continue;
-            };
-            if let Some(stats) = stats.get(4..) {
-                drop(unsqueeze(stats).and_then(|plain| crate::block::read_stats(&plain)));
-            }
-            let data = data.get(4..entry.data_bytes as usize).unwrap_or(&[]);
-            let Ok(block) = Block::read(data, *series, &footer.shapes) else { continue };
-            let mut scratch = Vec::new();
-            for row in 0..block.rows() {
-                rows += usize::from(block.stored(row, 0, &mut scratch).is_ok());
-            }
+    for (series, entry) in entries {
+        let at = usize::try_from(entry.offset).unwrap_or(usize::MAX);
+        let Some(raw) = body.get(at..) else { continue };
+        let Some((stats, data)) = raw.split_at_checked(entry.stats_bytes as usize) else {
+            continue;
+        };
+        if let Some(stats) = stats.get(4..) {
+            drop(unsqueeze(stats).and_then(|plain| block::read_stats(&plain)));
+        }
+        let data = data.get(4..entry.data_bytes as usize).unwrap_or(&[]);
+        let mut shape = |number: u32| {
+            shapes.get(number as usize).cloned().ok_or(Damage("a block names an unknown shape"))
+        };
+        let Ok(block) = Block::read(data, *series, &mut shape) else { continue };
+        let mut scratch = Vec::new();
+        for row in 0..block.rows() {
+            rows += usize::from(block.stored(row, 0, &mut scratch).is_ok());
         }
     }
     Ok(rows)
@@ -618,14 +677,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::value::{Column, Kind};
 
     #[test]
-    fn an_index_too_large_to_be_read_back_is_not_written() {
+    fn a_page_too_large_to_be_read_back_is_not_written() {
         let dir = tempfile::tempdir().unwrap();
         for (limit, fits) in [(100, false), (10_000, true)] {
             let mut writer =
                 SegmentWriter::create(&crate::disk::RealDisk, dir.path(), 1, Effort::Seal).unwrap();
-            writer.index_bytes_max = limit;
+            writer.page_bytes_max = limit;
             for n in 0..50 {
                 let name = ParamName::new(format!("name{n}")).unwrap();
                 writer.shape(&Shape([Column { name, kind: Kind::Int, scale: 0 }].into()));
@@ -643,7 +703,7 @@ mod tests {
             let mut framed = bytes.clone();
             framed.extend_from_slice(&u32::try_from(bytes.len()).unwrap().to_le_bytes());
             framed.extend_from_slice(&[0; 12]);
-            let _read = (read_any(&bytes), read_any(&framed), Footer::read(&bytes).is_ok());
+            let _read = (read_any(&bytes), read_any(&framed));
         }
     }
 }

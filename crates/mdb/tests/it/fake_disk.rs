@@ -45,6 +45,7 @@ struct State {
     next_file: u64,
     faults: Faults,
     syncs: u64,
+    bytes_read: usize,
 }
 
 /// Clones are the same disk.
@@ -135,6 +136,11 @@ impl FakeDisk {
         self.0.lock().syncs
     }
 
+    /// Bytes that were read since the last call.
+    pub(crate) fn take_bytes_read(&self) -> usize {
+        std::mem::take(&mut self.0.lock().bytes_read)
+    }
+
     /// The disk after a power cut: what was synced, and any part of the rest.
     pub(crate) fn after_power_cut(&self, seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
@@ -208,6 +214,7 @@ impl DiskFile for FakeFile {
 
     fn read_exact_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
         let mut state = self.disk.0.lock();
+        state.bytes_read += into.len();
         let content = &state.file(self.id).content;
         let start = usize::try_from(offset).unwrap();
         let from = content.get(start..start + into.len());

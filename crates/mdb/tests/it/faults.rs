@@ -154,6 +154,28 @@ async fn a_flipped_bit_in_a_segment_costs_one_block() {
     assert_eq!(store.tail(Cursor { shard: 0, seq: 200 }, 10).await.unwrap().len(), 1);
 }
 
+/// Damages a block of device `number` in the first segment, so that the devices `others` are readable.
+async fn damage_block(disk: &FakeDisk, number: u8, others: &[u8]) {
+    let segment = disk.find(".seg").into_iter().min().unwrap();
+    for at in (8..disk.content(&segment).len()).step_by(24) {
+        let trial = disk.after_power_cut(1);
+        trial.tamper(&segment, |bytes| bytes[at] ^= 1);
+        let store = open(&trial.disk(), small()).unwrap();
+        let reads = async |number| store.read(&Query::oldest(device(number), 10_000)).await.is_ok();
+        if reads(number).await {
+            continue;
+        }
+        let mut alone = true;
+        for other in others {
+            alone = alone && reads(*other).await;
+        }
+        if alone {
+            return disk.tamper(&segment, |bytes| bytes[at] ^= 1);
+        }
+    }
+    panic!("no byte is of device {number} alone");
+}
+
 #[tokio::test]
 async fn the_tail_goes_up_to_the_damage_and_not_beyond() {
     let disk = FakeDisk::new();
@@ -165,12 +187,7 @@ async fn the_tail_goes_up_to_the_damage_and_not_beyond() {
     store.seal().await.unwrap();
     append(&store, vec![message(device(1), 500, 1)]).await;
     drop(store);
-    let segment = disk.find(".seg").pop().unwrap();
-    let whole = disk.content(&segment);
-    // The second block is the last thing before the index.
-    let index = u32::from_le_bytes(whole[whole.len() - 16..whole.len() - 12].try_into().unwrap());
-    let at = whole.len() - 16 - index as usize - 10;
-    disk.tamper(&segment, |bytes| bytes[at] ^= 1);
+    damage_block(&disk, 2, &[1]).await;
     let store = open(&disk.disk(), small()).unwrap();
     let page = store.tail(Cursor::default(), 1_000).await.unwrap();
     assert_eq!(page.len(), 100, "messages after the damage must not be taken for the next");
