@@ -11,6 +11,7 @@ pub mod event;
 pub mod id;
 pub mod object;
 pub mod param;
+pub mod placement;
 pub mod stage;
 pub mod time;
 pub mod value;
@@ -23,6 +24,7 @@ pub use id::{
 };
 pub use object::{Account, Channel, Device, Protocol, Scope, Token, Transport, User};
 pub use param::{ParamKind, ParamName, ParamSpec, Params, Schema};
+pub use placement::Epoch;
 pub use stage::{Accepted, Cursor, Decoded, Receipt, Rejected, Series, SeriesKind, Stored};
 pub use time::Timestamp;
 pub use value::{Decimal, Value};
