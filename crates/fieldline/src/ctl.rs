@@ -65,11 +65,25 @@ pub(crate) async fn run(args: CtlArgs) -> Result<(), String> {
         CtlCommand::Send { device, name, params, ttl_s, wait_ms } => {
             let body = json!({ "name": name, "params": pairs(params)?, "ttl_s": ttl_s });
             let path = format!("/devices/{}/commands?wait_ms={wait_ms}", segment(&device));
-            ask(&client, Method::POST, &path, Some(&body)).await?
+            let command = ask(&client, Method::POST, &path, Some(&body)).await?;
+            print(&command, args.output)?;
+            return ended_well(&command);
         }
         CtlCommand::System => ask(&client, Method::GET, "/system", None).await?,
     };
     print(&result, args.output)
+}
+
+/// Whether a command was answered, or waits still: a script looks at the exit code.
+fn ended_well(command: &Json) -> Result<(), String> {
+    let member = |name: &str| command.get(name).and_then(Json::as_str);
+    match member("status") {
+        Some(status @ ("failed" | "expired" | "cancelled")) => {
+            let why = member("error").map(|error| format!(": {error}")).unwrap_or_default();
+            Err(format!("the command {status}{why}"))
+        }
+        _ => Ok(()),
+    }
 }
 
 async fn ask(
@@ -258,6 +272,18 @@ mod tests {
             json!({ "ident": "356307042441013", "enabled": true, "labels": { "a": "b" }, "note": "a=b" })
         );
         assert!(pairs(vec!["oops".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn a_command_that_failed_is_a_failure() {
+        for (status, well) in
+            [("answered", true), ("queued", true), ("sent", true), ("failed", false)]
+        {
+            let command = json!({ "status": status, "error": "no" });
+            assert_eq!(ended_well(&command).is_ok(), well, "{status}");
+        }
+        let expired = ended_well(&json!({ "status": "expired", "error": null }));
+        assert_eq!(expired.unwrap_err(), "the command expired");
     }
 
     #[test]

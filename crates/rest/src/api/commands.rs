@@ -1,7 +1,8 @@
 //! Commands to devices.
 
 use fieldline_contracts::NewCommand;
-use fieldline_model::{Command, CommandId, Params};
+use fieldline_model::{Command, CommandId, Params, Value};
+use fieldline_pvm::{CommandDecl, DeclKind};
 use hyper::StatusCode;
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -56,23 +57,11 @@ pub(crate) async fn create(ctx: Ctx) -> Answer {
             device.name
         )));
     }
-    // Where the protocol is known, a command it does not have is refused now, not when the device connects.
+    // Where the protocol is known, what it does not have is refused now, not when the device connects.
     if !device.protocol.is_empty() {
         let found = ctx.app.programs.find(&ctx.app, ctx.account(), &device.protocol).await?;
-        if let Some(program) = found.and_then(|found| found.program.ok())
-            && !program.commands().iter().any(|command| command.name == name)
-        {
-            let known: Vec<&str> =
-                program.commands().iter().map(|command| command.name.as_str()).collect();
-            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-            let name: String = name.chars().take(64).collect();
-            return Err(Problem::member(
-                "name",
-                format!(
-                    "the protocol {} has no command `{name}`; it has: {known}",
-                    device.protocol
-                ),
-            ));
+        if let Some(program) = found.and_then(|found| found.program.ok()) {
+            check(&device.protocol, program.commands(), &name, &params)?;
         }
     }
     let commands = &ctx.app.platform().commands;
@@ -82,6 +71,50 @@ pub(crate) async fn create(ctx: Ctx) -> Answer {
         command = commands.wait(ctx.account(), command.id, wait_ms).await?;
     }
     json(StatusCode::CREATED, &command)
+}
+
+/// Checks a command by what its protocol declares.
+fn check(
+    protocol: &str,
+    commands: &[CommandDecl],
+    name: &str,
+    params: &Params,
+) -> Result<(), Problem> {
+    let listed = |names: Vec<&str>| match names.as_slice() {
+        [] => "none".to_owned(),
+        names => names.join(", "),
+    };
+    let Some(command) = commands.iter().find(|command| command.name == name) else {
+        let known = listed(commands.iter().map(|command| command.name.as_str()).collect());
+        let name: String = name.chars().take(64).collect();
+        return Err(Problem::member(
+            "name",
+            format!("the protocol {protocol} has no command `{name}`; it has: {known}"),
+        ));
+    };
+    for param in &command.params {
+        let wrong = |text: &str| Err(Problem::member(&format!("params.{}", param.name), text));
+        let Some(value) = params.get(&param.name) else {
+            return wrong("is missing");
+        };
+        let (fits, kind) = match param.kind {
+            DeclKind::Bool => (matches!(value, Value::Bool(_)), "is neither `true` nor `false`"),
+            DeclKind::Int => (value.as_i64().is_some(), "is no whole number"),
+            DeclKind::Text => (value.as_str().is_some(), "is no text"),
+        };
+        if !fits {
+            return wrong(kind);
+        }
+    }
+    let declared = |name: &str| command.params.iter().any(|param| param.name == name);
+    if let Some((unknown, _)) = params.iter().find(|(name, _)| !declared(name.as_str())) {
+        let known = listed(command.params.iter().map(|param| param.name.as_str()).collect());
+        return Err(Problem::member(
+            &format!("params.{unknown}"),
+            format!("the command `{name}` has no such parameter; it has: {known}"),
+        ));
+    }
+    Ok(())
 }
 
 /// The command of this path, if the caller may see its device.

@@ -77,6 +77,15 @@ async fn a_command_that_the_protocol_has_not_is_refused_at_once() {
     let detail =
         bench.root.post(&path, json!({"name": "reboot-please"})).await.problem(422, "invalid");
     assert!(detail.contains("text"), "the commands that there are are named: {detail}");
+    for (params, member) in [
+        (json!({}), "`params.text`: is missing"),
+        (json!({"text": 5}), "`params.text`: is no text"),
+        (json!({"text": "getinfo", "txt": "x"}), "`params.txt`"),
+    ] {
+        let wrong = bench.root.post(&path, json!({"name": "text", "params": params})).await;
+        let detail = wrong.problem(422, "invalid");
+        assert!(detail.starts_with(member), "{detail}");
+    }
     bench
         .root
         .post(&path, json!({"name": "text", "params": {"text": "getinfo"}}))
