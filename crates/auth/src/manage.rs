@@ -25,7 +25,7 @@ const NAME_CHARS_MAX: usize = 64;
 /// Most networks of a token.
 const NETWORKS_MAX: usize = 64;
 /// Most devices that a token may be restricted to.
-const DEVICES_MAX: usize = 1_000;
+pub const DEVICES_MAX: usize = 1_000;
 
 /// A token to be made.
 #[derive(Clone, Debug, Default)]

@@ -23,7 +23,7 @@ pub(crate) fn merged<E: Serialize + DeserializeOwned>(
     };
     let mut target = serde_json::to_value(edit).map_err(Problem::fault)?;
     let view = serde_json::to_value(view).map_err(Problem::fault)?;
-    let mut wanted = Map::new();
+    let (mut wanted, mut unknown) = (Map::new(), Vec::new());
     for (name, value) in patch {
         let own = target.get(&name).is_some();
         match view.get(&name) {
@@ -31,12 +31,17 @@ pub(crate) fn merged<E: Serialize + DeserializeOwned>(
             Some(_) if !own => {
                 return Err(Problem::member(&name, "cannot be changed by a PATCH"));
             }
+            // To take away what was never there is a slip as well as to set it.
+            None if !own && value.is_null() => unknown.push(name),
             _ => {
                 wanted.insert(name, value);
             }
         }
     }
     merge(&mut target, Json::Object(wanted));
+    if let Some(members) = target.as_object_mut() {
+        members.extend(unknown.into_iter().map(|name| (name, Json::Null)));
+    }
     // Members that were taken away go back to their defaults.
     serde_path_to_error::deserialize(target).map_err(|error| {
         let member = error.path().to_string();
@@ -120,6 +125,8 @@ mod tests {
             unknown.detail().contains("`nam`") && unknown.detail().contains("`name`"),
             "{unknown:?}"
         );
+        let unknown = patched(json!({"nope": null})).unwrap_err();
+        assert_eq!(unknown.detail(), patched(json!({"nope": 1})).unwrap_err().detail());
         let wrong = patched(json!({"name": 5})).unwrap_err();
         assert!(wrong.detail().contains("`name`"), "{wrong:?}");
         assert!(patched(json!([])).is_err());

@@ -19,6 +19,9 @@ use crate::route::Answer;
 /// Most parameters that an account declares.
 const PARAMETERS_MAX: usize = 5_000;
 
+/// Members of a message that are no parameters.
+const RESERVED: [&str; 2] = ["timestamp", "received"];
+
 /// A declared parameter.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct ParameterView {
@@ -44,7 +47,7 @@ impl ParameterView {
 #[derive(Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ParameterInput {
-    /// Its name; one of the dictionary is replaced for this account.
+    /// Its name; one of the dictionary is replaced for this account, but for its kind.
     #[schema(value_type = String, min_length = 1, max_length = 128, pattern = "^[a-z0-9._]+$")]
     name: ParamName,
     /// Kind of its values.
@@ -84,6 +87,21 @@ impl ParameterInput {
             return Err(Problem::member(
                 "name",
                 "has lower-case letters, digits, dots and _ only, where we declare it",
+            ));
+        }
+        if RESERVED.contains(&name.as_str()) {
+            return Err(Problem::member(
+                "name",
+                format!("`{name}` is a message's own member; choose another name"),
+            ));
+        }
+        // What the console, the map and others rely on stays what it is; the rest may be replaced.
+        let built_in = dictionary().iter().find(|spec| spec.name == name);
+        if let Some(built_in) = built_in.filter(|spec| spec.kind != kind) {
+            let kind = format!("{:?}", built_in.kind).to_lowercase();
+            return Err(Problem::member(
+                "kind",
+                format!("`{name}` is of the dictionary, where its values are of the kind `{kind}`"),
             ));
         }
         if bits > 64 {

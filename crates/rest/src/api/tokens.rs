@@ -1,8 +1,8 @@
 //! API tokens.
 
-use fieldline_auth::NewToken;
+use fieldline_auth::{DEVICES_MAX, NewToken};
 use fieldline_contracts::registry::Versioned;
-use fieldline_model::{DeviceId, Scope, Timestamp, Token};
+use fieldline_model::{AccountId, DeviceId, Scope, Timestamp, Token};
 use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -13,6 +13,7 @@ use super::accounts::{asked, chosen};
 use crate::call::{Ctx, json, with_etag};
 use crate::objects::{change, page, remove, scan};
 use crate::patch::merged;
+use crate::problem::Problem;
 use crate::route::Answer;
 
 /// A token, without what never leaves the server.
@@ -114,6 +115,24 @@ pub(crate) struct TokenPatch {
     expires_at: Option<Timestamp>,
 }
 
+/// Checks that the account has these devices, but for those that a token named before.
+async fn check_devices(
+    ctx: &Ctx,
+    account: AccountId,
+    devices: &[DeviceId],
+    kept: &[DeviceId],
+) -> Result<(), Problem> {
+    for device in devices.iter().filter(|device| !kept.contains(device)) {
+        if ctx.app.services.ingest.device(account, *device).await?.is_none() {
+            return Err(Problem::member(
+                "devices",
+                format!("there is no device {device} in this account"),
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// `GET /tokens`
 pub(crate) async fn list(ctx: Ctx) -> Answer {
     ctx.unrestricted("the list of tokens")?;
@@ -127,6 +146,9 @@ pub(crate) async fn list(ctx: Ctx) -> Answer {
 pub(crate) async fn create(ctx: Ctx) -> Answer {
     let TokenInput { name, scopes, devices, networks, expires_at, account } = ctx.json()?;
     let account = chosen(&ctx, account)?;
+    if devices.len() <= DEVICES_MAX {
+        check_devices(&ctx, account, &devices, &[]).await?;
+    }
     let new = NewToken { name, scopes, devices, networks, expires_at };
     let auth = &ctx.app.services.auth;
     let (made, secret) = auth.create_token(&ctx.identity, account, new).await?;
@@ -147,6 +169,14 @@ pub(crate) async fn patch(ctx: Ctx) -> Answer {
     let id = ctx.id(0, "token")?;
     let body: Json = ctx.json()?;
     let auth = &ctx.app.services.auth;
+    let named = body.get("devices").map(Vec::<DeviceId>::deserialize);
+    if let Some(Ok(named)) = named
+        && named.len() <= DEVICES_MAX
+    {
+        let kept = ctx.load::<Token>(id).await?.object.devices;
+        check_devices(&ctx, ctx.account(), &named, &kept).await?;
+    }
+    let now = ctx.app.platform().clock.now();
     let changed = change::<Token>(&ctx, ctx.account(), id, |token, revision| {
         auth.check_token(&ctx.identity, &token)?;
         let view = TokenView::of(Versioned { object: token.clone(), revision });
@@ -159,6 +189,12 @@ pub(crate) async fn patch(ctx: Ctx) -> Answer {
         };
         let TokenPatch { name, mut scopes, devices, networks, expires_at } =
             merged(&edit, &view, body.clone())?;
+        if expires_at != token.expires_at && expires_at.is_some_and(|at| at <= now) {
+            return Err(Problem::member(
+                "expires_at",
+                "has passed already; delete the token to end it now",
+            ));
+        }
         scopes.sort_unstable();
         scopes.dedup();
         let token = Token { name, scopes, devices, networks, expires_at, ..token };

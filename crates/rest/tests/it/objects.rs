@@ -342,6 +342,8 @@ async fn parameters_and_settings_are_declared_and_checked() {
         json!({"name": "a", "kind": "int", "decimals": 2}),
         json!({"name": "a", "kind": "decimal", "decimals": 19}),
         json!({"name": "a", "kind": "int", "bits": 65}),
+        json!({"name": "timestamp", "kind": "text"}),
+        json!({"name": "position.latitude", "kind": "text"}),
     ] {
         bench.root.post("/api/v1/parameters", wrong).await.problem(422, "invalid");
     }
@@ -369,6 +371,36 @@ async fn parameters_and_settings_are_declared_and_checked() {
     let unset =
         bench.root.patch("/api/v1/settings", json!({"map.tiles_url": null})).await.expect(200);
     assert_eq!(unset["map.tiles_url"], Json::Null);
+}
+
+#[tokio::test]
+async fn a_token_that_could_not_work_is_not_made() {
+    let bench = Bench::start().await;
+    let (root, device) = (&bench.root, bench.root.device("a").await);
+    let foreign = bench.token(bench.tenant("t").await, &TENANT).await.device("b").await;
+    let none = "01a00000-0000-7000-8000-000000000000";
+    for wrong in [
+        json!({"expires_at": "2020-01-01T00:00:00Z"}),
+        json!({"devices": [device, none]}),
+        json!({"devices": [foreign]}),
+    ] {
+        let mut body = json!({"name": "t", "scopes": ["read"]});
+        for (name, value) in wrong.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        root.post("/api/v1/tokens", body).await.problem(422, "invalid");
+    }
+    let body = json!({"name": "t", "scopes": ["read"], "devices": [device]});
+    let made = root.post("/api/v1/tokens", body).await.expect(201);
+    let path = format!("/api/v1/tokens/{}", made["id"].as_str().unwrap());
+    for wrong in
+        [json!({"expires_at": 1}), json!({"devices": [device, foreign]}), json!({"nope": null})]
+    {
+        root.patch(&path, wrong).await.problem(422, "invalid");
+    }
+    // One that is deleted later may stay in it: it opens nothing.
+    assert_eq!(root.delete(&format!("/api/v1/devices/{device}")).await.status, 204);
+    root.patch(&path, json!({"name": "u", "devices": [device]})).await.expect(200);
 }
 
 #[tokio::test]
