@@ -149,14 +149,8 @@ impl Accepted {
         received: Timestamp,
         schema: &Schema,
     ) -> Result<Self, Rejected> {
+        Self::check(&decoded)?;
         let Decoded { timestamp, mut params } = decoded;
-        if params.len() > Self::PARAMS_MAX {
-            return Err(Rejected::TooManyParams { count: params.len() });
-        }
-        let bytes = params.content_bytes();
-        if bytes > Self::BYTES_MAX {
-            return Err(Rejected::TooLarge { bytes });
-        }
         params.dedup();
         for (name, value) in params.iter_mut() {
             if let Some(spec) = schema.get(name.as_str())
@@ -178,6 +172,23 @@ impl Accepted {
         };
         let hash = content_hash(&params);
         Ok(Self { series, timestamp, received, params, hash })
+    }
+
+    /// Checks what [`Accepted::validate`] refuses, for who has to say which of many it was.
+    ///
+    /// # Errors
+    ///
+    /// If it is too large to be kept.
+    pub fn check(decoded: &Decoded) -> Result<(), Rejected> {
+        let params = &decoded.params;
+        if params.len() > Self::PARAMS_MAX {
+            return Err(Rejected::TooManyParams { count: params.len() });
+        }
+        let bytes = params.content_bytes();
+        if bytes > Self::BYTES_MAX {
+            return Err(Rejected::TooLarge { bytes });
+        }
+        Ok(())
     }
 
     /// A record that Fieldline itself made: a log line or an event.

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use fieldline_contracts::{Order, Query};
 use fieldline_model::{
-    ChannelId, Decoded, ParamName, Params, Series, SeriesKind, Stored, Timestamp, Value,
+    Accepted, ChannelId, Decoded, ParamName, Params, Series, SeriesKind, Stored, Timestamp, Value,
 };
 use hyper::StatusCode;
 use serde::Serialize;
@@ -59,8 +59,20 @@ pub(crate) struct Published {
     stored: usize,
     /// Stored before: the same time and content.
     duplicates: usize,
-    /// Too large to be kept; see the device's log.
+    /// Too large to be kept; where all are, the status is 422.
     rejected: usize,
+    /// Those that were rejected.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<RejectedMessage>,
+}
+
+/// A message that was not stored, while others of the same request were.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct RejectedMessage {
+    /// Its place in the array, from 0.
+    index: usize,
+    /// Why it was not stored.
+    detail: String,
 }
 
 /// `GET /devices/{id}/messages`
@@ -216,15 +228,33 @@ pub(crate) async fn publish(ctx: Ctx) -> Answer {
             message.map_err(|(name, text)| Problem::member(&format!("[{at}].{name}"), text))?,
         );
     }
+    let check = |(index, message)| {
+        let detail = Accepted::check(message).err()?.to_string();
+        Some(RejectedMessage { index, detail })
+    };
+    let errors: Vec<RejectedMessage> = decoded.iter().enumerate().filter_map(check).collect();
+    let all = errors.len() == decoded.len();
     // In a task of its own: a client that goes away in the midst would otherwise leave messages that
     // are stored and in no last value.
     let (ingest, account) = (ctx.app.services.ingest.clone(), ctx.account());
     let submit = async move { ingest.submit(account, id, ingest.now(), decoded).await };
     let submitted = tokio::spawn(submit).await.map_err(Problem::fault)??;
+    if all && let Some(first) = errors.first() {
+        let detail = match errors.len() {
+            1 => first.detail.clone(),
+            count => {
+                format!("none of the {count} messages was stored; of this one: {}", first.detail)
+            }
+        };
+        let place = format!("[{}]", first.index);
+        let errors: Result<Vec<Json>, _> = errors.iter().map(serde_json::to_value).collect();
+        return Err(Problem::member(&place, detail).with_errors(errors.map_err(Problem::fault)?));
+    }
     let published = Published {
         stored: submitted.stored,
         duplicates: submitted.duplicates,
         rejected: submitted.rejected,
+        errors,
     };
     json(StatusCode::OK, &published)
 }

@@ -139,6 +139,30 @@ async fn wrong_messages_are_refused_whole_with_the_place() {
 }
 
 #[tokio::test]
+async fn a_message_that_is_too_large_is_named_and_the_others_are_stored() {
+    let bench = Bench::start().await;
+    let device = bench.root.device("a").await;
+    let path = format!("/api/v1/devices/{device}/messages");
+    let large: Json = (0..1_025).map(|n| (format!("p{n}"), Json::from(n))).collect();
+    let mixed = json!([{"a": 1}, large, {"a": 2}, {"text": "x".repeat(1 << 20)}]);
+    let published = publish(&bench.root, &device, mixed).await;
+    assert_eq!((&published["stored"], &published["rejected"]), (&json!(2), &json!(2)));
+    let errors = published["errors"].as_array().unwrap();
+    assert_eq!((&errors[0]["index"], &errors[1]["index"]), (&json!(1), &json!(3)));
+    assert!(errors[0]["detail"].as_str().unwrap().contains("1025 parameters"), "{errors:?}");
+    assert!(errors[1]["detail"].as_str().unwrap().contains("bytes"), "{errors:?}");
+    // Where none is stored, that is no success.
+    let refused = bench.root.post(&path, large.clone()).await.expect(422);
+    assert_eq!(
+        (&refused["member"], refused["errors"].as_array().unwrap().len()),
+        (&json!("[0]"), 1)
+    );
+    let refused = bench.root.post(&path, json!([large, large])).await.expect(422);
+    assert_eq!(refused["errors"][1]["index"], 1, "{refused}");
+    assert_eq!(publish(&bench.root, &device, json!([])).await["stored"], 0);
+}
+
+#[tokio::test]
 async fn the_fleet_is_read_at_once() {
     let bench = Bench::start().await;
     for n in 0..5 {
