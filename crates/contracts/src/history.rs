@@ -87,6 +87,21 @@ pub struct HistoryStats {
     pub unsealed: u64,
 }
 
+/// A stretch of the tail of which some messages cannot be read, and may never be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "messages {} to {} of shard {} cannot all be read: {reason}; restore it from a backup, or pass over it",
+    from.seq, to.seq, from.shard
+)]
+pub struct Gap {
+    /// The first that may be missing.
+    pub from: Cursor,
+    /// The last that may be missing: the tail goes on after it.
+    pub to: Cursor,
+    /// What is damaged, in words that name no path.
+    pub reason: String,
+}
+
 /// Why the store refused or lost an operation. A variant exists only where a caller acts differently.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -101,9 +116,13 @@ pub enum HistoryError {
     /// Appending goes on being refused until the store has recovered by itself.
     #[error("the store could not make messages durable: {0}")]
     Failed(String),
-    /// Stored bytes do not fit their checksum.
+    /// What was asked for lies in a damaged part of the store. Says which part, what it hides and
+    /// what to do, in words that name no path. Everything else can be read.
     #[error("stored data is damaged: {0}")]
     Corrupt(String),
+    /// The tail has come to messages of which some cannot be read.
+    #[error("{0}")]
+    Gap(Box<Gap>),
     /// The store is shutting down.
     #[error("the store is closed")]
     Closed,
@@ -118,6 +137,7 @@ impl HistoryError {
             Self::Busy => "storage_busy",
             Self::Failed(_) => "storage_failed",
             Self::Corrupt(_) => "storage_corrupt",
+            Self::Gap(_) => "storage_gap",
             Self::Closed => "storage_closed",
         }
     }
@@ -143,6 +163,10 @@ pub trait History: Send + Sync + 'static {
 
     /// Reads messages of one series. Sees everything whose append has returned.
     ///
+    /// A page may have fewer messages than its limit though more follow; only an empty one is
+    /// the end. Damage does not reach beyond what it hides: a page ends before it, and
+    /// the page that would begin with it is an error; other series and times are read as ever.
+    ///
     /// # Errors
     ///
     /// [`HistoryError::Corrupt`], [`HistoryError::Closed`].
@@ -152,13 +176,32 @@ pub trait History: Send + Sync + 'static {
     fn shards(&self) -> u16;
 
     /// Messages of all series after `cursor`, in order of arrival, without gaps:
-    /// what must not be missed is read so. Fewer than `limit` only at the end.
-    /// A cursor before what retention has left starts at the oldest left.
+    /// what must not be missed is read so. A page may have fewer messages than `limit` though more
+    /// follow; only an empty one is the end. A cursor before what retention has left starts at the
+    /// oldest left. Messages that a damaged log lost before they were sealed are no gap here:
+    /// [`History::warnings`] tells of them.
     ///
     /// # Errors
     ///
-    /// [`HistoryError::Corrupt`], [`HistoryError::Closed`].
+    /// [`HistoryError::Gap`] where some of the next messages cannot be read, again and again until
+    /// the consumer decides: it waits for a backup to be restored, or goes on with
+    /// [`History::tail_over_damage`] until its cursor is at the gap's end or beyond, and then with this.
+    /// [`HistoryError::Closed`].
     async fn tail(&self, cursor: Cursor, limit: usize) -> Result<Vec<Stored>, HistoryError>;
+
+    /// As [`History::tail`], but what cannot be read is left out: what a consumer that was told of
+    /// a gap goes on with. What lies between unreadable messages and can be read is given.
+    ///
+    /// # Errors
+    ///
+    /// [`HistoryError::Closed`].
+    async fn tail_over_damage(
+        &self,
+        cursor: Cursor,
+        limit: usize,
+    ) -> Result<Vec<Stored>, HistoryError> {
+        self.tail(cursor, limit).await
+    }
 
     /// The newest value of each parameter of every message series: what `State`
     /// is rebuilt from. Calls `visit` for each; one series' values come together.
@@ -181,8 +224,13 @@ pub trait History: Send + Sync + 'static {
     /// What the store holds; of one account, or of all.
     fn stats(&self, account: Option<AccountId>) -> HistoryStats;
 
-    /// What keeps the store from storing or reading, in words; empty when nothing does.
+    /// What keeps the store from storing, in words; empty when nothing does.
     fn problems(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// What was lost or cannot be read though the store works, in words; empty when nothing was.
+    fn warnings(&self) -> Vec<String> {
         Vec::new()
     }
 

@@ -10,7 +10,7 @@ use crate::block::{Block, Summary, read_stats};
 use crate::index::BlockEntry;
 use crate::read::Candidate;
 use crate::segment::Segment;
-use crate::shard::{Shard, corrupt};
+use crate::shard::Shard;
 use crate::value::Kind;
 
 /// Numbers of one parameter over a span of time.
@@ -146,7 +146,7 @@ fn from_stats(
     name: &str,
 ) -> Result<Option<Option<Aggregate>>, HistoryError> {
     let Some(stats) = segment.stats(entry)? else { return Ok(None) };
-    let stats = read_stats(&stats).map_err(|d| corrupt(&segment.path, entry.offset, d.0))?;
+    let stats = read_stats(&stats).map_err(|d| segment.error(entry.offset, d.0))?;
     let Some(number) = segment.name_number(name)? else { return Ok(Some(None)) };
     let mut found = None;
     for ((id, kind, scale), _, summary) in stats {
@@ -177,7 +177,7 @@ fn read_points(
     for row in 0..block.rows() {
         let Some(key) = block.key(row).filter(|(at, _)| span.contains(at)) else { continue };
         let params = block.params(row, &mut scratch);
-        let params = params.map_err(|d| corrupt(&segment.path, entry.offset, d.0))?;
+        let params = params.map_err(|d| segment.error(entry.offset, d.0))?;
         into.extend(number(&params, name).map(|n| (key, n)));
     }
     Ok(())

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use crate::block::Block;
 use crate::index::{SeriesPage, ShapePage};
-use crate::memtable::Hit;
+use crate::tail::Window;
 
 /// What is kept. The first number is the shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,7 +30,7 @@ pub(crate) enum Item {
     ShapePage(Arc<ShapePage>),
     Times(Arc<[i64]>),
     Block(Arc<Block>),
-    Window(Arc<Vec<Hit>>),
+    Window(Arc<Window>),
 }
 
 struct Entry {
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn what_was_not_used_for_longest_goes_first() {
         let cache = Cache::new(100);
-        let item = || Item::Window(Arc::new(Vec::new()));
+        let item = || Item::Window(Arc::default());
         let key = |n| Key::Block(0, n, 0);
         for n in 0..10 {
             cache.put(key(n), item(), 10);

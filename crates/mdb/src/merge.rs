@@ -25,7 +25,8 @@ use crate::hash::FoldMap;
 use crate::index::BlockEntry;
 use crate::open::NotReplaced;
 use crate::read::Candidate;
-use crate::segment::{Segment, SegmentMeta, SegmentWriter};
+use crate::segment::{Segment, SegmentMeta};
+use crate::segment_writer::SegmentWriter;
 use crate::shard::{Shard, Version};
 
 /// How often segments are looked at when nothing was sealed.
@@ -41,7 +42,7 @@ pub(crate) fn run(shard: &Shard) {
             return;
         }
         if let Err(cause) = segment.verify() {
-            error!(shard = shard.number, %cause, "the index of a segment cannot be read");
+            debug!(shard = shard.number, %cause, "the index of a segment cannot be read");
         }
     }
     loop {

@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use fieldline_contracts::{HistoryError, Order, Query};
 use fieldline_model::stage::content_hash;
-use fieldline_model::{Series, SeriesKind};
+use fieldline_model::{Series, SeriesKind, Timestamp};
 
 use crate::block::Block;
-use crate::cache::{Cache, Item, Key};
 use crate::index::BlockEntry;
 use crate::memtable::Hit;
 use crate::segment::Segment;
-use crate::shard::{Version, corrupt};
+use crate::shard::Version;
 use crate::snapshot::Latest;
 
 /// Where a message was found.
@@ -54,10 +53,42 @@ impl<'a> Candidates<'a> {
     }
 }
 
-/// Sequences of one window of the tail: decoded at once, and small enough to be kept.
-const WINDOW_SEQS: u64 = 65_536;
-/// Memory of a message of a window beside its body.
-const HIT_BYTES: usize = size_of::<Hit>();
+/// Up to where an answer is whole.
+pub(crate) struct Horizon {
+    ascending: bool,
+    /// The nearest time, in the order of the query, at which something may be missing.
+    at: Option<i64>,
+    /// Why, where it cannot be read.
+    pub(crate) error: Option<HistoryError>,
+}
+
+impl Horizon {
+    const fn precedes(&self, timestamp: i64, limit: i64) -> bool {
+        if self.ascending { timestamp < limit } else { timestamp > limit }
+    }
+
+    /// Whether all of this time is known.
+    pub(crate) fn holds(&self, timestamp: i64) -> bool {
+        self.at.is_none_or(|at| self.precedes(timestamp, at))
+    }
+
+    /// Something from `first` to `last` cannot be read.
+    fn hide(&mut self, first: i64, last: i64, error: &HistoryError) {
+        let nearest = if self.ascending { first } else { last };
+        if self.holds(nearest) {
+            self.at = Some(nearest);
+            let (first, last) = (Timestamp::from_micros(first), Timestamp::from_micros(last));
+            let reason = match error {
+                HistoryError::Corrupt(reason) => reason.clone(),
+                other => other.to_string(),
+            };
+            self.error = Some(HistoryError::Corrupt(format!(
+                "{reason}: messages from {first} to {last} cannot be read; ask for times before or after, \
+                 or restore the file from a backup"
+            )));
+        }
+    }
+}
 
 impl Version {
     /// The blocks of a series with times from `from` to `to`, both included.
@@ -102,20 +133,14 @@ impl Version {
         None
     }
 
-    /// The first messages that `query` asks for, in its order, and possibly more;
-    /// `memory` are the keys of those that are not sealed.
-    ///
-    /// Where the index of a segment cannot be read, answers that do not reach its times
-    /// are given all the same.
-    pub(crate) fn read(
-        &self,
-        query: &Query,
-        limit: usize,
-        memory: &[(i64, u64)],
-    ) -> Result<Vec<Found>, HistoryError> {
-        let mut from = query.from.as_micros();
-        let Some(mut to) = query.to.as_micros().checked_sub(1) else { return Ok(Vec::new()) };
+    /// The first messages that `query` asks for, in its order, and possibly more. Only those
+    /// before the horizon are all there are.
+    pub(crate) fn read(&self, query: &Query, limit: usize) -> (Vec<Found>, Horizon) {
         let ascending = query.order == Order::Ascending;
+        let mut horizon = Horizon { ascending, at: None, error: None };
+        let mut found = Vec::new();
+        let mut from = query.from.as_micros();
+        let Some(mut to) = query.to.as_micros().checked_sub(1) else { return (found, horizon) };
         let after = query.after.map(|(timestamp, cursor)| (timestamp.as_micros(), cursor.seq));
         if let Some((timestamp, _)) = after {
             if ascending {
@@ -124,31 +149,34 @@ impl Version {
                 to = to.min(timestamp);
             }
         }
-        let mut found = Vec::new();
         if from > to || limit == 0 {
-            return Ok(found);
+            return (found, horizon);
         }
-        let Candidates { blocks: mut candidates, mut unread } =
+        let Candidates { blocks: mut candidates, unread } =
             self.candidates(&query.series, from, to);
+        for (first, last, error) in unread {
+            horizon.hide(first.max(from), last.min(to), &error);
+        }
+        let nearest = |entry: &BlockEntry| if ascending { entry.from } else { entry.to };
         if ascending {
             candidates.sort_unstable_by_key(|c| c.entry.from);
         } else {
             candidates.sort_unstable_by_key(|c| std::cmp::Reverse(c.entry.to));
         }
-        // The nearest time at which something is hidden.
-        let hidden = if ascending {
-            unread.sort_unstable_by_key(|(first, ..)| std::cmp::Reverse(*first));
-            unread.pop().map(|(first, _, error)| (first, error))
-        } else {
-            unread.sort_unstable_by_key(|(_, last, _)| *last);
-            unread.pop().map(|(_, last, error)| (last, error))
-        };
-        let before = |timestamp: i64, limit: i64| {
-            if ascending { timestamp < limit } else { timestamp > limit }
-        };
-        let mut candidates = candidates.into_iter().peekable();
-        while let Some(Candidate { segment, entry }) = candidates.next() {
-            let block = segment.block(query.series, &entry)?;
+        for Candidate { segment, entry } in candidates {
+            // Nothing that follows comes before what is beyond its nearest time.
+            let settled = |found: &&Found| horizon.precedes(found.key().0, nearest(&entry));
+            let enough = found.len() >= limit && found.iter().filter(settled).count() >= limit;
+            if enough || !horizon.holds(nearest(&entry)) {
+                break;
+            }
+            let block = match segment.block(query.series, &entry) {
+                Ok(block) => block,
+                Err(error) => {
+                    horizon.hide(entry.from.max(from), entry.to.min(to), &error);
+                    continue;
+                }
+            };
             let start = block.timestamps.partition_point(|t| *t < from);
             let end = block.timestamps.partition_point(|t| *t <= to);
             for row in start..end {
@@ -163,138 +191,8 @@ impl Version {
                     found.push(Found::Sealed(block.clone(), row));
                 }
             }
-            // Nothing that follows comes before what is beyond its nearest time.
-            let enough = match candidates.peek() {
-                None => break,
-                Some(next) if found.len() >= limit => {
-                    let nearest = if ascending { next.entry.from } else { next.entry.to };
-                    let settled = found.iter().filter(|found| before(found.key().0, nearest));
-                    settled.count() >= limit
-                }
-                Some(_) => false,
-            };
-            if enough {
-                break;
-            }
         }
-        if let Some((nearest, error)) = hidden {
-            // An answer that does not reach what is hidden is whole.
-            let settled = found.iter().map(Found::key).chain(memory.iter().copied());
-            if settled.filter(|(timestamp, _)| before(*timestamp, nearest)).count() < limit {
-                return Err(error);
-            }
-        }
-        Ok(found)
-    }
-
-    /// Sealed messages after `after`, in order of arrival, and whether what is in memory
-    /// follows them: it does not where damage ends them early.
-    pub(crate) fn tail(
-        &self,
-        shard: u16,
-        cache: &Cache,
-        mut after: u64,
-        limit: usize,
-    ) -> Result<(Vec<Hit>, bool), HistoryError> {
-        let mut hits: Vec<Hit> = Vec::new();
-        while after < self.sealed_seq && hits.len() < limit {
-            // Where retention left a hole, go on behind it.
-            let nearest = self.segments.iter().filter(|s| s.meta.last_seq > after);
-            let Some(nearest) = nearest.map(|s| s.meta.first_seq).min() else { break };
-            after = after.max(nearest.saturating_sub(1));
-            let number = after / WINDOW_SEQS;
-            let first = number * WINDOW_SEQS + 1;
-            let last = (first + WINDOW_SEQS - 1).min(self.sealed_seq);
-            let key = Key::Window(shard, first, last, self.retained);
-            let window = match cache.get(key) {
-                Some(Item::Window(window)) => window,
-                _ => match self.window(first, last) {
-                    Ok((window, bytes)) => {
-                        cache.put(key, Item::Window(window.clone()), bytes);
-                        window
-                    }
-                    Err(damage) => {
-                        // What arrived before the damage can still be read.
-                        take(&damage.before, after, limit, &mut hits);
-                        return if hits.is_empty() { Err(damage.error) } else { Ok((hits, false)) };
-                    }
-                },
-            };
-            take(&window, after, limit, &mut hits);
-            after = last;
-        }
-        Ok((hits, true))
-    }
-
-    /// The sealed messages from sequence `first` to `last`.
-    fn window(&self, first: u64, last: u64) -> Result<(Arc<Vec<Hit>>, usize), Box<DamagedWindow>> {
-        let mut hits: Vec<Hit> = Vec::new();
-        let mut bodies = Vec::new();
-        let mut damage: Option<(u64, HistoryError)> = None;
-        let mut fail = |at: u64, error: HistoryError| {
-            if damage.as_ref().is_none_or(|(before, _)| at < *before) {
-                damage = Some((at, error));
-            }
-        };
-        for segment in &self.segments {
-            if segment.meta.first_seq > last || segment.meta.last_seq < first {
-                continue;
-            }
-            let pages = match segment.series_pages() {
-                Ok(pages) => pages,
-                Err(error) => {
-                    fail(segment.meta.first_seq, error);
-                    continue;
-                }
-            };
-            for page in pages {
-                let page = match page {
-                    Ok(page) => page,
-                    Err(error) => {
-                        fail(segment.meta.first_seq, error);
-                        continue;
-                    }
-                };
-                let blocks = page.iter().flat_map(|(series, blocks)| {
-                    let within =
-                        blocks.iter().filter(|b| b.first_seq <= last && b.last_seq >= first);
-                    within.map(move |entry| (*series, entry))
-                });
-                for (series, entry) in blocks {
-                    // One block at a time: all of a large fleet would not fit into memory.
-                    let added = segment.block_once(series, entry).and_then(|block| {
-                        let seqs = block.seqs.iter().map(|seq| seq.cast_unsigned());
-                        for (row, _) in seqs.enumerate().filter(|(_, s)| (first..=last).contains(s))
-                        {
-                            let start = bodies.len();
-                            block
-                                .body(row, &mut bodies)
-                                .map_err(|damage| corrupt(&segment.path, entry.offset, damage.0))?;
-                            let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-                            let place = (small(start), small(bodies.len() - start));
-                            hits.extend(Hit::of_row(&block, row, place));
-                        }
-                        Ok(())
-                    });
-                    if let Err(error) = added {
-                        fail(entry.first_seq, error);
-                    }
-                }
-            }
-        }
-        let bytes = bodies.len() + hits.len() * HIT_BYTES;
-        let chunk: Arc<[u8]> = bodies.into();
-        for hit in &mut hits {
-            hit.set_chunk(&chunk);
-        }
-        hits.sort_unstable_by_key(|hit| hit.seq);
-        match damage {
-            None => Ok((Arc::new(hits), bytes)),
-            Some((at, error)) => {
-                hits.retain(|hit| hit.seq < at);
-                Err(Box::new(DamagedWindow { before: Arc::new(hits), error }))
-            }
-        }
+        (found, horizon)
     }
 
     /// The newest time of every series and the last values, from all blocks: slow,
@@ -342,16 +240,4 @@ impl Latest {
             }
         }
     }
-}
-
-/// A window of which some cannot be read.
-struct DamagedWindow {
-    before: Arc<Vec<Hit>>,
-    error: HistoryError,
-}
-
-fn take(window: &[Hit], after: u64, limit: usize, into: &mut Vec<Hit>) {
-    let start = window.partition_point(|hit| hit.seq <= after);
-    let room = limit.saturating_sub(into.len());
-    into.extend(window.get(start..).unwrap_or(&[]).iter().take(room).cloned());
 }

@@ -6,41 +6,34 @@
 //! trailer := directory_bytes:u32 crc:u32 magic[8]     the directory is squeezed; see `index`
 //! ```
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use fieldline_contracts::HistoryError;
-use fieldline_model::{AccountId, ParamName, Series};
+use fieldline_model::{AccountId, Series, Timestamp};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tracing::error;
 
-use crate::block::{self, Block, BlockBuilder};
+use crate::block::{self, Block};
 use crate::cache::{Cache, Item, Key};
-use crate::codec::{
-    Damage, Decoded, Input, checksum, put_section, put_squeezed, section, unsqueeze,
-};
-use crate::columns::Effort;
-use crate::dict::{ColumnKey, ShapeEntry};
+use crate::codec::{Damage, Decoded, Input, checksum, section, unsqueeze};
+use crate::dict::ShapeEntry;
 use crate::disk::{Disk, DiskFile};
-use crate::hash::FoldMap;
-use crate::index::{
-    self, BlockEntry, Directory, PAGE_BYTES_MAX, Place, SeriesPage, ShapePage, read_whole,
-};
-use crate::shard::corrupt;
-use crate::value::Shape;
+use crate::index::{BlockEntry, Directory, Place, SeriesPage, ShapePage, read_whole};
 
-const MAGIC: &[u8; 8] = b"FLDSEG01";
-const END: &[u8; 8] = b"FLDSEGE2";
+pub(crate) const MAGIC: &[u8; 8] = b"FLDSEG01";
+pub(crate) const END: &[u8; 8] = b"FLDSEGE2";
 /// Ends segments of the first format, whose index is one piece.
 const END_WHOLE: &[u8; 8] = b"FLDSEGE1";
 const TRAILER_BYTES: usize = 16;
 /// Largest section that is read: what a block of the largest messages may come to.
 const SECTION_BYTES_MAX: u64 = 64 << 20;
-/// Bytes gathered before they are written.
-const WRITE_BYTES: usize = 1 << 20;
+/// Damaged places of a segment that are told apart.
+const DAMAGE_MAX: usize = 1_000;
 
 /// What of an account is in a segment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,7 +69,9 @@ pub(crate) struct Segment {
     /// Read when it is first needed, then kept.
     directory: OnceLock<Directory>,
     obsolete: AtomicBool,
-    /// A block could not be read: it is not merged, so that the damage does not spread.
+    /// What of it could not be read, by where it begins.
+    damage: Mutex<BTreeMap<u64, String>>,
+    /// Whether there is any: it is not merged, so that the damage does not spread.
     pub(crate) damaged: AtomicBool,
     /// Its index is too large for it to be merged.
     pub(crate) crowded: AtomicBool,
@@ -119,6 +114,7 @@ impl Segment {
             cache: cache.clone(),
             directory: OnceLock::new(),
             obsolete: AtomicBool::new(false),
+            damage: Mutex::default(),
             damaged: AtomicBool::new(false),
             crowded: AtomicBool::new(false),
             past: Mutex::default(),
@@ -151,10 +147,58 @@ impl Segment {
         self.meta.accounts.iter().all(|part| past.contains(&part.account))
     }
 
+    /// An error of reading it, in words that name no path.
+    pub(crate) fn error(&self, offset: u64, reason: &str) -> HistoryError {
+        let (file, shard) = (file_name(self.meta.number), self.shard);
+        HistoryError::Corrupt(format!(
+            "`{file}` of shard {shard} is damaged at byte {offset} ({reason})"
+        ))
+    }
+
+    /// Notes what cannot be read; told in the log once.
     fn corrupt(&self, offset: u64, reason: &str) -> HistoryError {
-        self.damaged.store(true, Ordering::Relaxed);
-        metrics::counter!("fieldline_mdb_corrupt_total").increment(1);
-        corrupt(&self.path, offset, reason)
+        let mut damage = self.damage.lock();
+        self.damaged.store(true, Ordering::Release);
+        if damage.len() < DAMAGE_MAX && damage.insert(offset, reason.to_owned()).is_none() {
+            metrics::counter!("fieldline_mdb_corrupt_total").increment(1);
+            error!(path = %self.path.display(), offset, reason, from = %Timestamp::from_micros(self.meta.from),
+                to = %Timestamp::from_micros(self.meta.to),
+                "a part of a segment cannot be read; what is beside it can; restore the file from a backup");
+        }
+        self.error(offset, reason)
+    }
+
+    /// Notes that what begins at `offset` can be read: a failure of the disk may pass.
+    fn sound(&self, offset: u64) {
+        if self.damaged.load(Ordering::Acquire) {
+            let mut damage = self.damage.lock();
+            damage.remove(&offset);
+            self.damaged.store(!damage.is_empty(), Ordering::Release);
+        }
+    }
+
+    fn checked<T>(&self, offset: u64, read: Decoded<T>) -> Result<T, HistoryError> {
+        match read {
+            Ok(content) => {
+                self.sound(offset);
+                Ok(content)
+            }
+            Err(damage) => Err(self.corrupt(offset, damage.0)),
+        }
+    }
+
+    /// What is damaged, in words for who runs it; `None` if nothing is.
+    pub(crate) fn warning(&self) -> Option<String> {
+        let damage = self.damage.lock();
+        let (at, reason) = damage.first_key_value()?;
+        let (places, file, shard) = (damage.len(), file_name(self.meta.number), self.shard);
+        let time = Timestamp::from_micros;
+        Some(format!(
+            "`{file}` in shard {shard} of the message store is damaged (places: {places}, the first at byte {at}: {reason}): \
+             messages from {} to {} may be missing; restore the file from a backup",
+            time(self.meta.from),
+            time(self.meta.to),
+        ))
     }
 
     fn read_at(&self, offset: u64, bytes: u64) -> Result<Vec<u8>, HistoryError> {
@@ -180,18 +224,20 @@ impl Segment {
     fn read_directory(&self) -> Result<Directory, HistoryError> {
         let end = self.meta.bytes.saturating_sub(TRAILER_BYTES as u64);
         let bytes = self.read_at(end, TRAILER_BYTES as u64)?;
-        let trailer = Trailer::read(&bytes).map_err(|damage| self.corrupt(end, damage.0))?;
+        let trailer = self.checked(end, Trailer::read(&bytes))?;
         let offset = end.saturating_sub(u64::from(trailer.bytes));
         if trailer.whole {
             let place = Place { offset, bytes: trailer.bytes };
             return Ok(Directory::of_whole(place, trailer.crc));
         }
         let bytes = self.read_at(offset, u64::from(trailer.bytes))?;
-        if checksum(&[&bytes]) != trailer.crc {
-            return Err(self.corrupt(offset, "the checksum of the index does not fit"));
-        }
-        let directory = unsqueeze(&bytes).and_then(|plain| Directory::read(&plain));
-        directory.map_err(|damage| self.corrupt(offset, damage.0))
+        let content = if checksum(&[&bytes]) == trailer.crc {
+            Ok(&bytes[..])
+        } else {
+            Err(Damage("the checksum of the index does not fit"))
+        };
+        let directory = content.and_then(unsqueeze).and_then(|plain| Directory::read(&plain));
+        self.checked(offset, directory)
     }
 
     /// Reads a page of the index.
@@ -208,7 +254,7 @@ impl Segment {
             Some(_) => Err(Damage("the checksum of the index does not fit")),
         };
         let page = content.and_then(unsqueeze).and_then(|plain| read(&plain));
-        page.map_err(|damage| self.corrupt(place.offset, damage.0))
+        self.checked(place.offset, page)
     }
 
     fn series_page_once(
@@ -272,7 +318,7 @@ impl Segment {
     }
 
     /// All shapes with their names, a page at a time.
-    fn shape_pages(
+    pub(crate) fn shape_pages(
         &self,
     ) -> Result<impl Iterator<Item = Result<Arc<ShapePage>, HistoryError>>, HistoryError> {
         let directory = self.directory()?;
@@ -343,16 +389,15 @@ impl Segment {
             })
         };
         let block = section(&bytes).and_then(|data| Block::read(data, series, &mut shape));
-        let block = match (block, of_shapes) {
-            (Ok(block), _) => block,
-            (Err(_), Some(error)) => return Err(error),
-            (Err(damage), None) => return Err(self.corrupt(offset, damage.0)),
-        };
-        if block.rows() == entry.rows as usize {
-            Ok(block)
-        } else {
-            Err(self.corrupt(offset, "a block has another count of rows than the index says"))
+        if let Some(error) = of_shapes {
+            return Err(error);
         }
+        let rows = entry.rows as usize;
+        let fits = |block: Block| {
+            let same = block.rows() == rows;
+            if same { Ok(block) } else { Err(Damage("it has another count of rows than is said")) }
+        };
+        self.checked(offset, block.and_then(fits))
     }
 
     /// Whether a block has a message of this time. Costs less than the whole block.
@@ -374,7 +419,7 @@ impl Segment {
         let offset = entry.offset + u64::from(entry.stats_bytes);
         let bytes = self.read_at(offset, u64::from(entry.data_bytes))?;
         let times = section(&bytes).and_then(block::timestamps);
-        let times: Arc<[i64]> = times.map_err(|damage| self.corrupt(offset, damage.0))?.into();
+        let times: Arc<[i64]> = self.checked(offset, times)?.into();
         let has = times.binary_search(&timestamp).is_ok();
         let bytes = size_of_val(&*times) + 64;
         self.cache.put(key, Item::Times(times), bytes);
@@ -388,216 +433,12 @@ impl Segment {
         }
         let bytes = self.read_at(entry.offset, u64::from(entry.stats_bytes))?;
         let plain = section(&bytes).and_then(unsqueeze).map(std::borrow::Cow::into_owned);
-        plain.map(Some).map_err(|damage| self.corrupt(entry.offset, damage.0))
+        self.checked(entry.offset, plain).map(Some)
     }
 
     /// A block as it is on disk, unchecked.
     pub(crate) fn raw(&self, entry: &BlockEntry) -> Result<Vec<u8>, HistoryError> {
         self.read_at(entry.offset, entry.bytes())
-    }
-}
-
-/// Writes one segment. Series come in order, the rows of each in order of time.
-pub(crate) struct SegmentWriter {
-    path: PathBuf,
-    file: Box<dyn DiskFile>,
-    buffer: Vec<u8>,
-    written: u64,
-    names: Vec<ParamName>,
-    name_ids: HashMap<ParamName, u32>,
-    shapes: Vec<Box<[ColumnKey]>>,
-    shape_ids: FoldMap<Box<[ColumnKey]>, u32>,
-    series: Vec<(Series, Vec<BlockEntry>)>,
-    effort: Effort,
-    page_bytes_max: usize,
-    meta: SegmentMeta,
-}
-
-impl SegmentWriter {
-    pub(crate) fn create(
-        disk: &dyn Disk,
-        dir: &Path,
-        number: u64,
-        effort: Effort,
-    ) -> io::Result<Self> {
-        let path = dir.join(file_name(number));
-        let file = disk.create(&path)?;
-        Ok(Self {
-            path,
-            file,
-            buffer: MAGIC.to_vec(),
-            written: 0,
-            names: Vec::new(),
-            name_ids: HashMap::new(),
-            shapes: Vec::new(),
-            shape_ids: FoldMap::default(),
-            series: Vec::new(),
-            effort,
-            page_bytes_max: PAGE_BYTES_MAX,
-            meta: SegmentMeta {
-                number,
-                bytes: 0,
-                messages: 0,
-                from: i64::MAX,
-                to: i64::MIN,
-                first_seq: u64::MAX,
-                last_seq: 0,
-                accounts: Vec::new(),
-            },
-        })
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The number of a shape in this segment.
-    pub(crate) fn shape(&mut self, shape: &Shape) -> (u32, Box<[ColumnKey]>) {
-        let mut keys: Vec<ColumnKey> = Vec::with_capacity(shape.0.len());
-        for column in &shape.0 {
-            let id = match self.name_ids.get(&column.name) {
-                Some(id) => *id,
-                None => {
-                    let id = u32::try_from(self.names.len()).unwrap_or(u32::MAX);
-                    self.name_ids.insert(column.name.clone(), id);
-                    self.names.push(column.name.clone());
-                    id
-                }
-            };
-            keys.push((id, column.kind, column.scale));
-        }
-        let keys: Box<[ColumnKey]> = keys.into();
-        if let Some(id) = self.shape_ids.get(&keys) {
-            return (*id, keys);
-        }
-        let id = u32::try_from(self.shapes.len()).unwrap_or(u32::MAX);
-        self.shape_ids.insert(keys.clone(), id);
-        self.shapes.push(keys.clone());
-        (id, keys)
-    }
-
-    /// Takes over the names and shapes of another, so that its blocks can be copied as they are.
-    pub(crate) fn adopt(&mut self, segment: &Segment) -> Result<(), HistoryError> {
-        for page in segment.shape_pages()? {
-            let page = page?;
-            for (number, name) in &page.names {
-                // Names have numbers by where they first occur; pages repeat those before.
-                if *number as usize == self.names.len() {
-                    self.names.push(name.clone());
-                }
-            }
-            self.shapes.extend(page.shapes.iter().map(|entry| entry.keys.clone()));
-        }
-        Ok(())
-    }
-
-    /// Writes a block; empty ones are passed over.
-    pub(crate) fn block(&mut self, series: Series, block: &BlockBuilder) -> io::Result<()> {
-        let (Some(from), Some(to)) = (block.timestamps.first(), block.timestamps.last()) else {
-            return Ok(());
-        };
-        let seqs = || block.seqs.iter().map(|seq| seq.cast_unsigned());
-        let mut raw = Vec::new();
-        let stats = block.stats();
-        if !stats.is_empty() {
-            let mut squeezed = Vec::new();
-            put_squeezed(&mut squeezed, &stats, self.effort.zstd_level());
-            put_section(&mut raw, &squeezed);
-        }
-        let stats_bytes = raw.len();
-        put_section(&mut raw, &block.data(self.effort));
-        let small = |bytes: usize| u32::try_from(bytes).map_err(|_| io::ErrorKind::FileTooLarge);
-        let entry = BlockEntry {
-            offset: 0,
-            stats_bytes: small(stats_bytes)?,
-            data_bytes: small(raw.len() - stats_bytes)?,
-            rows: small(block.rows())?,
-            from: *from,
-            to: *to,
-            first_seq: seqs().min().unwrap_or(0),
-            last_seq: seqs().max().unwrap_or(0),
-        };
-        self.copy(series, entry, &raw)
-    }
-
-    /// Writes a block as it is on disk.
-    pub(crate) fn copy(&mut self, series: Series, entry: BlockEntry, raw: &[u8]) -> io::Result<()> {
-        let offset = self.written + self.buffer.len() as u64;
-        let entry = BlockEntry { offset, ..entry };
-        self.buffer.extend_from_slice(raw);
-        let meta = &mut self.meta;
-        meta.messages += u64::from(entry.rows);
-        meta.from = meta.from.min(entry.from);
-        meta.to = meta.to.max(entry.to);
-        meta.first_seq = meta.first_seq.min(entry.first_seq);
-        meta.last_seq = meta.last_seq.max(entry.last_seq);
-        match meta.accounts.last_mut() {
-            Some(last) if last.account == series.account => {
-                last.messages += u64::from(entry.rows);
-                last.bytes += entry.bytes();
-                last.from = last.from.min(entry.from);
-                last.to = last.to.max(entry.to);
-            }
-            _ => meta.accounts.push(AccountMeta {
-                account: series.account,
-                messages: u64::from(entry.rows),
-                bytes: entry.bytes(),
-                from: entry.from,
-                to: entry.to,
-            }),
-        }
-        match self.series.last_mut() {
-            Some((last, blocks)) if *last == series => blocks.push(entry),
-            _ => self.series.push((series, vec![entry])),
-        }
-        if self.buffer.len() >= WRITE_BYTES {
-            self.flush()?;
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.write_all_at(&self.buffer, self.written)?;
-        self.written += self.buffer.len() as u64;
-        self.buffer.clear();
-        Ok(())
-    }
-
-    /// Writes the index and makes the file durable. The directory of the file is the caller's.
-    /// Fails with [`io::ErrorKind::FileTooLarge`] where a page could not be read back.
-    pub(crate) fn finish(mut self) -> io::Result<SegmentMeta> {
-        let (names, shapes) = (std::mem::take(&mut self.names), std::mem::take(&mut self.shapes));
-        let series = std::mem::take(&mut self.series);
-        let plain = index::write(&names, &shapes, &series, |plain| self.put_page(plain))?;
-        let mut directory = Vec::new();
-        put_squeezed(&mut directory, &plain, 3);
-        let bytes = u32::try_from(directory.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
-        self.buffer.extend_from_slice(&directory);
-        self.buffer.extend_from_slice(&bytes.to_le_bytes());
-        self.buffer.extend_from_slice(&checksum(&[&directory]).to_le_bytes());
-        self.buffer.extend_from_slice(END);
-        self.flush()?;
-        self.file.sync()?;
-        self.meta.bytes = self.written;
-        Ok(self.meta)
-    }
-
-    fn put_page(&mut self, plain: &[u8]) -> io::Result<Place> {
-        if plain.len() > self.page_bytes_max {
-            return Err(io::Error::new(
-                io::ErrorKind::FileTooLarge,
-                format!("a page of {} bytes is more than can be read back", plain.len()),
-            ));
-        }
-        let mut squeezed = Vec::new();
-        put_squeezed(&mut squeezed, plain, 3);
-        let offset = self.written + self.buffer.len() as u64;
-        put_section(&mut self.buffer, &squeezed);
-        if self.buffer.len() >= WRITE_BYTES {
-            self.flush()?;
-        }
-        let bytes = u32::try_from(squeezed.len() + 4).map_err(|_| io::ErrorKind::FileTooLarge)?;
-        Ok(Place { offset, bytes })
     }
 }
 
@@ -677,25 +518,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::value::{Column, Kind};
-
-    #[test]
-    fn a_page_too_large_to_be_read_back_is_not_written() {
-        let dir = tempfile::tempdir().unwrap();
-        for (limit, fits) in [(100, false), (10_000, true)] {
-            let mut writer =
-                SegmentWriter::create(&crate::disk::RealDisk, dir.path(), 1, Effort::Seal).unwrap();
-            writer.page_bytes_max = limit;
-            for n in 0..50 {
-                let name = ParamName::new(format!("name{n}")).unwrap();
-                writer.shape(&Shape([Column { name, kind: Kind::Int, scale: 0 }].into()));
-            }
-            match writer.finish() {
-                Ok(_) => assert!(fits),
-                Err(error) => assert!(!fits && error.kind() == io::ErrorKind::FileTooLarge),
-            }
-        }
-    }
 
     proptest! {
         #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -94,11 +94,8 @@ pub(crate) struct Shard {
 /// The file whose bytes are set aside for a full disk.
 pub(crate) const RESERVE: &str = "RESERVE";
 const RESERVE_BYTES: u64 = 64 << 10;
-
-/// An error of reading stored bytes.
-pub(crate) fn corrupt(path: &Path, offset: u64, reason: &str) -> HistoryError {
-    HistoryError::Corrupt(format!("`{}` at byte {offset}: {reason}", path.display()))
-}
+/// Damaged segments of a shard that are named in warnings.
+const WARNINGS_MAX: usize = 5;
 
 impl Shard {
     pub(crate) fn wal_path(&self, number: u64) -> PathBuf {
@@ -207,7 +204,7 @@ impl Shard {
         }
     }
 
-    /// What keeps it from storing or reading, in words that name no paths.
+    /// What keeps it from storing, in words that name no paths.
     pub(crate) fn problems(&self, into: &mut Vec<String>) {
         let number = self.number;
         let because = |error: &HistoryError| match error {
@@ -223,6 +220,11 @@ impl Shard {
             let why = because(failed);
             into.push(format!("shard {number} of the message store cannot seal messages: {why}"));
         }
+    }
+
+    /// What was lost or cannot be read, in words that name no paths.
+    pub(crate) fn warnings(&self, into: &mut Vec<String>) {
+        let number = self.number;
         if self.damaged_logs > 0 {
             let count = self.damaged_logs;
             into.push(format!(
@@ -230,13 +232,13 @@ impl Shard {
                  be missing; what is left of them lies in its directory as *.damaged until it is removed"
             ));
         }
-        let damaged = |segment: &&Arc<Segment>| segment.damaged.load(Ordering::Relaxed);
-        let count = self.version().segments.iter().filter(damaged).count();
-        if count > 0 {
-            into.push(format!(
-                "shard {number} of the message store has {count} damaged segments: some messages cannot \
-                 be read; restore them from a backup"
-            ));
+        let version = self.version();
+        let damaged = version.segments.iter().filter_map(|segment| segment.warning());
+        let before = into.len();
+        into.extend(damaged.take(WARNINGS_MAX + 1));
+        if into.len() > before + WARNINGS_MAX {
+            into.truncate(before + WARNINGS_MAX);
+            into.push(format!("more segments of shard {number} of the message store are damaged"));
         }
     }
 
@@ -285,9 +287,13 @@ impl Shard {
             }
             view.version.clone()
         };
-        let memory: Vec<(i64, u64)> = hits.iter().map(|hit| (hit.timestamp, hit.seq)).collect();
-        let mut found: Vec<Found> = version.read(query, limit, &memory)?;
+        let (mut found, horizon) = version.read(query, limit);
         found.extend(hits.into_iter().map(Found::Memory));
+        // What follows something that is hidden is not the next.
+        found.retain(|found| horizon.holds(found.key().0));
+        if let Some(error) = horizon.error.filter(|_| found.is_empty()) {
+            return Err(error);
+        }
         found.sort_unstable_by_key(Found::key);
         if query.order == Order::Descending {
             found.reverse();
@@ -297,7 +303,12 @@ impl Shard {
         found.iter().map(|found| self.stored(found, &mut scratch)).collect()
     }
 
-    pub(crate) fn tail(&self, after: u64, limit: usize) -> Result<Vec<Stored>, HistoryError> {
+    pub(crate) fn tail(
+        &self,
+        after: u64,
+        limit: usize,
+        over_damage: bool,
+    ) -> Result<Vec<Stored>, HistoryError> {
         let mut hits = Vec::new();
         let version = {
             let view = self.view.read();
@@ -308,7 +319,8 @@ impl Shard {
             }
             view.version.clone()
         };
-        let (mut sealed, whole) = version.tail(self.number, &self.cache, after, limit)?;
+        let (mut sealed, whole) =
+            version.tail(self.number, &self.cache, after, limit, over_damage)?;
         if whole {
             sealed.extend(hits);
         }

@@ -132,6 +132,19 @@ impl Mdb {
         self.shards.get(usize::from(shard)).map(|shard| shard.dir.clone())
     }
 
+    async fn read_tail(
+        &self,
+        cursor: Cursor,
+        limit: usize,
+        over_damage: bool,
+    ) -> Result<Vec<Stored>, HistoryError> {
+        self.check_open()?;
+        let Some(shard) = self.shards.get(usize::from(cursor.shard)).cloned() else {
+            return Ok(Vec::new());
+        };
+        blocking(move || shard.tail(cursor.seq, limit.min(Query::LIMIT_MAX), over_damage)).await
+    }
+
     fn shard_of(&self, series: &Series) -> Result<(usize, &Arc<Shard>), HistoryError> {
         let at = usize::try_from(series.hash64() % self.shards.len() as u64).unwrap_or(0);
         self.shards.get(at).map(|shard| (at, shard)).ok_or(HistoryError::Closed)
@@ -321,11 +334,15 @@ impl History for Mdb {
     }
 
     async fn tail(&self, cursor: Cursor, limit: usize) -> Result<Vec<Stored>, HistoryError> {
-        self.check_open()?;
-        let Some(shard) = self.shards.get(usize::from(cursor.shard)).cloned() else {
-            return Ok(Vec::new());
-        };
-        blocking(move || shard.tail(cursor.seq, limit.min(Query::LIMIT_MAX))).await
+        self.read_tail(cursor, limit, false).await
+    }
+
+    async fn tail_over_damage(
+        &self,
+        cursor: Cursor,
+        limit: usize,
+    ) -> Result<Vec<Stored>, HistoryError> {
+        self.read_tail(cursor, limit, true).await
     }
 
     async fn last_values(
@@ -395,6 +412,14 @@ impl History for Mdb {
             shard.problems(&mut problems);
         }
         problems
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for shard in &self.shards {
+            shard.warnings(&mut warnings);
+        }
+        warnings
     }
 
     async fn close(&self) -> Result<(), HistoryError> {

@@ -85,6 +85,8 @@ problems! {
     changed = PRECONDITION_FAILED, "changed", "The object was changed meanwhile";
     /// The body is too large.
     too_large = PAYLOAD_TOO_LARGE, "too_large", "The body is too large";
+    /// The address is too long.
+    uri_too_long = URI_TOO_LONG, "uri_too_long", "The address is too long";
     /// The body is not JSON.
     not_json = UNSUPPORTED_MEDIA_TYPE, "not_json", "The body must be JSON";
     /// A value is not possible.
@@ -242,6 +244,7 @@ impl From<HistoryError> for Problem {
                     .retry_after(1)
             }
             HistoryError::Closed => Self::unavailable("the server is shutting down").retry_after(5),
+            HistoryError::Corrupt(text) => Self::internal(text).titled("Stored data is damaged"),
             _ => {
                 tracing::error!(%error, "history failed");
                 Self::unavailable("the store failed: it is not known whether the messages were stored; send them again, doubles are recognised")

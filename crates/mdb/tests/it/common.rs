@@ -36,6 +36,13 @@ pub(crate) fn device(number: u8) -> Series {
     Series::messages(ACCOUNT, DeviceId::from_bytes([number; 16]))
 }
 
+/// One of many devices.
+pub(crate) fn numbered(number: u32) -> Series {
+    let mut id = [0; 16];
+    id[..4].copy_from_slice(&number.to_be_bytes());
+    Series::messages(ACCOUNT, DeviceId::from_bytes(id))
+}
+
 pub(crate) fn params<const N: usize>(values: [(&str, Value); N]) -> Params {
     values.into_iter().map(|(n, v)| (ParamName::new(n).unwrap(), v)).collect()
 }

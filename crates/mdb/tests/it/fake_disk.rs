@@ -29,6 +29,8 @@ struct Faults {
     failing_syncs: u32,
     /// After so many good syncs, one fails.
     failing_after: Option<u64>,
+    /// So many reads of files fail.
+    failing_reads: u32,
     /// So many cuts of files fail.
     failing_cuts: u32,
     /// After so many changes the power is gone.
@@ -117,6 +119,10 @@ impl FakeDisk {
     /// After so many good syncs, of files or directories, one fails.
     pub(crate) fn fail_sync_after(&self, count: u64) {
         self.0.lock().faults.failing_after = Some(count);
+    }
+
+    pub(crate) fn fail_reads(&self, count: u32) {
+        self.0.lock().faults.failing_reads = count;
     }
 
     pub(crate) fn fail_cuts(&self, count: u32) {
@@ -215,6 +221,10 @@ impl DiskFile for FakeFile {
     fn read_exact_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
         let mut state = self.disk.0.lock();
         state.bytes_read += into.len();
+        if state.faults.failing_reads > 0 {
+            state.faults.failing_reads -= 1;
+            return Err(io::Error::other("the disk does not answer"));
+        }
         let content = &state.file(self.id).content;
         let start = usize::try_from(offset).unwrap();
         let from = content.get(start..start + into.len());

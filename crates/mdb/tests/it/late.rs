@@ -3,16 +3,10 @@
 
 use fieldline_contracts::History;
 use fieldline_mdb::{Mdb, MdbConfig};
-use fieldline_model::{Accepted, DeviceId, ParamName, Params, Series, Value};
+use fieldline_model::{Accepted, ParamName, Params, Value};
 
-use crate::common::{ACCOUNT, START, append, message, open, small};
+use crate::common::{START, append, message, numbered, open, small};
 use crate::fake_disk::FakeDisk;
-
-fn numbered(number: u32) -> Series {
-    let mut id = [0; 16];
-    id[..4].copy_from_slice(&number.to_be_bytes());
-    Series::messages(ACCOUNT, DeviceId::from_bytes(id))
-}
 
 /// Has 16 KiB of names of its own, as a device may make up.
 fn inventive(number: u32, seconds: i64) -> Accepted {

@@ -10,6 +10,7 @@
 
 mod common;
 mod conformance;
+mod damage;
 mod fake_disk;
 mod faults;
 mod formats;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use fieldline_contracts::{Order, Query};
+use fieldline_contracts::{HistoryError, Order, Query};
 use fieldline_model::{
     Accepted, ChannelId, Decoded, ParamName, Params, Series, SeriesKind, Stored, Timestamp, Value,
 };
@@ -147,7 +147,14 @@ pub(crate) async fn stored_page(
     let (mut read, mut next) = (0, None);
     'page: loop {
         // In parts: each message may be large, and a page of them would fill the memory.
-        let found = ctx.app.platform().history.read(&query).await?;
+        let found = match ctx.app.platform().history.read(&query).await {
+            // What precedes damage is an answer; the page after it says what is wrong.
+            Err(HistoryError::Corrupt(_)) if read > 0 => {
+                next = query.after.map(|(at, cursor)| write_cursor(at, cursor));
+                break;
+            }
+            found => found?,
+        };
         for message in &found {
             read += 1;
             let before = out.len();
@@ -166,7 +173,8 @@ pub(crate) async fn stored_page(
                 break 'page;
             }
         }
-        if found.len() < query.limit {
+        // A page that is shorter than asked for is no end.
+        if found.is_empty() {
             break;
         }
         let bytes_each = (out.len() / read).max(1);

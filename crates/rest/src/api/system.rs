@@ -126,7 +126,7 @@ pub(crate) async fn readyz(call: Call) -> Answer {
     }
     let problems = app.services.channels.problems().await;
     let settled = app.settled.load(Ordering::Acquire) || app.started.elapsed() > SETTLE;
-    let mut warnings = Vec::new();
+    let mut warnings = app.platform().history.warnings();
     if problems.is_empty() {
         if reasons.is_empty() {
             app.settled.store(true, Ordering::Release);

@@ -1,0 +1,180 @@
+//! Reading sealed messages in order of arrival.
+//!
+//! Segments are sorted by series, so messages are read in windows of sequences: all
+//! blocks that reach into one are read, and what they hold of it is kept for the pages to come.
+
+use std::sync::Arc;
+
+use fieldline_contracts::HistoryError;
+use fieldline_contracts::history::Gap;
+use fieldline_model::{Cursor, Series};
+
+use crate::cache::{Cache, Item, Key};
+use crate::index::BlockEntry;
+use crate::memtable::Hit;
+use crate::segment::Segment;
+use crate::shard::Version;
+
+/// Sequences of one window: decoded at once, and small enough to be kept.
+const WINDOW_SEQS: u64 = 65_536;
+/// Memory of a message of a window beside its body.
+const HIT_BYTES: usize = size_of::<Hit>();
+
+/// Sequences of which some cannot be read.
+struct Damaged {
+    first: u64,
+    last: u64,
+    error: HistoryError,
+}
+
+/// The sealed messages of a range of sequences, in order.
+#[derive(Default)]
+pub(crate) struct Window {
+    hits: Vec<Hit>,
+    /// By their first.
+    damaged: Vec<Damaged>,
+}
+
+impl Version {
+    /// Sealed messages after `after`, in order of arrival, and whether what is in memory
+    /// follows them: it does not where damage ends them early. Damage right behind `after` is
+    /// an error, unless it is to be passed over.
+    pub(crate) fn tail(
+        &self,
+        shard: u16,
+        cache: &Cache,
+        mut after: u64,
+        limit: usize,
+        over_damage: bool,
+    ) -> Result<(Vec<Hit>, bool), HistoryError> {
+        let mut hits: Vec<Hit> = Vec::new();
+        while after < self.sealed_seq && hits.len() < limit {
+            // Where retention left a hole, go on behind it.
+            let nearest = self.segments.iter().filter(|s| s.meta.last_seq > after);
+            let Some(nearest) = nearest.map(|s| s.meta.first_seq).min() else { break };
+            after = after.max(nearest.saturating_sub(1));
+            let number = after / WINDOW_SEQS;
+            let first = number * WINDOW_SEQS + 1;
+            let last = (first + WINDOW_SEQS - 1).min(self.sealed_seq);
+            let key = Key::Window(shard, first, last, self.retained);
+            let window = match cache.get(key) {
+                Some(Item::Window(window)) => window,
+                _ => {
+                    let (window, bytes) = self.window(first, last);
+                    let window = Arc::new(window);
+                    // Damage may be mended, or have been a passing failure.
+                    if window.damaged.is_empty() {
+                        cache.put(key, Item::Window(window.clone()), bytes);
+                    }
+                    window
+                }
+            };
+            let damaged = window.damaged.iter().find(|damaged| damaged.last > after);
+            let Some(damaged) = damaged.filter(|_| !over_damage) else {
+                window.take(after, u64::MAX, limit, &mut hits);
+                after = last;
+                continue;
+            };
+            // What arrived before the damage can still be read.
+            window.take(after, damaged.first, limit, &mut hits);
+            if !hits.is_empty() {
+                return Ok((hits, false));
+            }
+            let to = window.damaged.iter().filter(|other| other.last > after);
+            let to = to.fold(damaged.last, |to, other| {
+                if other.first <= to.saturating_add(1) { to.max(other.last) } else { to }
+            });
+            let place = |seq| Cursor { shard, seq };
+            return Err(HistoryError::Gap(Box::new(Gap {
+                from: place(damaged.first.max(after + 1)),
+                to: place(to),
+                reason: damaged.error.to_string(),
+            })));
+        }
+        Ok((hits, true))
+    }
+
+    /// The sealed messages from sequence `first` to `last`, and their memory in bytes.
+    fn window(&self, first: u64, last: u64) -> (Window, usize) {
+        let (mut window, mut bodies) = (Window::default(), Vec::new());
+        for segment in &self.segments {
+            if segment.meta.first_seq > last || segment.meta.last_seq < first {
+                continue;
+            }
+            let whole = |error| Damaged {
+                first: segment.meta.first_seq,
+                last: segment.meta.last_seq,
+                error,
+            };
+            let pages = match segment.series_pages() {
+                Ok(pages) => pages,
+                Err(error) => {
+                    window.damaged.push(whole(error));
+                    continue;
+                }
+            };
+            for page in pages {
+                let page = match page {
+                    Ok(page) => page,
+                    Err(error) => {
+                        window.damaged.push(whole(error));
+                        continue;
+                    }
+                };
+                for (series, blocks) in page.iter() {
+                    for entry in blocks {
+                        if entry.first_seq > last || entry.last_seq < first {
+                            continue;
+                        }
+                        // One block at a time: all of a large fleet would not fit into memory.
+                        let place = (&**segment, *series, entry);
+                        if let Err(error) = window.add(place, first..=last, &mut bodies) {
+                            let (first, last) = (entry.first_seq, entry.last_seq);
+                            window.damaged.push(Damaged { first, last, error });
+                        }
+                    }
+                }
+            }
+        }
+        let bytes = bodies.len() + window.hits.len() * HIT_BYTES;
+        let chunk: Arc<[u8]> = bodies.into();
+        for hit in &mut window.hits {
+            hit.set_chunk(&chunk);
+        }
+        window.hits.sort_unstable_by_key(|hit| hit.seq);
+        window.damaged.sort_by_key(|damaged| damaged.first);
+        (window, bytes)
+    }
+}
+
+impl Window {
+    /// Adds what a block holds of `seqs`, its values to `bodies`.
+    fn add(
+        &mut self,
+        (segment, series, entry): (&Segment, Series, &BlockEntry),
+        seqs: std::ops::RangeInclusive<u64>,
+        bodies: &mut Vec<u8>,
+    ) -> Result<(), HistoryError> {
+        let block = segment.block_once(series, entry)?;
+        for (row, seq) in block.seqs.iter().enumerate() {
+            if !seqs.contains(&seq.cast_unsigned()) {
+                continue;
+            }
+            let start = bodies.len();
+            let body = block.body(row, bodies);
+            body.map_err(|damage| segment.error(entry.offset, damage.0))?;
+            let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+            let place = (small(start), small(bodies.len() - start));
+            self.hits.extend(Hit::of_row(&block, row, place));
+        }
+        Ok(())
+    }
+
+    /// Those after `after` and before `before`, as many as there is room for.
+    fn take(&self, after: u64, before: u64, limit: usize, into: &mut Vec<Hit>) {
+        let start = self.hits.partition_point(|hit| hit.seq <= after);
+        let end = self.hits.partition_point(|hit| hit.seq < before);
+        let room = limit.saturating_sub(into.len());
+        into.extend(self.hits.get(start..end).unwrap_or(&[]).iter().take(room).cloned());
+    }
+}
