@@ -46,6 +46,20 @@ fn file(name: &str) -> Option<Cow<'static, [u8]>> {
     }
 }
 
+/// Whether a build may have made this path. Other names have nothing that a console needs: no dots but
+/// for the ending, no percent signs.
+fn plain(name: &str) -> bool {
+    !name.is_empty()
+        && !name.contains("..")
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b))
+}
+
+/// Whether the console has a file of this path, or is the one to say that it has not.
+pub(crate) fn has(path: &str) -> bool {
+    let name = path.trim_start_matches('/');
+    name == "index.html" || name.starts_with("assets/") || plain(name) && file(name).is_some()
+}
+
 /// The file of this path; the console's page for any other, since its own router reads the address.
 pub(crate) async fn page(
     app: &App,
@@ -53,12 +67,8 @@ pub(crate) async fn page(
     identity: Option<&Identity>,
 ) -> Answer {
     let name = request.uri().path().trim_start_matches('/');
-    // Only names that a build makes: no dots but for the ending, no percent signs.
-    let plain = !name.is_empty()
-        && !name.contains("..")
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b));
     let asset = name.starts_with("assets/");
-    if plain && name != "index.html" {
+    if plain(name) && name != "index.html" {
         let packed = accepts_gzip(request).then(|| file(&format!("{name}.gz"))).flatten();
         let gzip = packed.is_some();
         if let Some(bytes) = packed.or_else(|| file(name)) {

@@ -19,6 +19,7 @@ mod call;
 mod console;
 mod document;
 mod idempotency;
+mod linger;
 mod live;
 mod numbers;
 mod objects;

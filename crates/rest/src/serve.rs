@@ -9,7 +9,7 @@ use fieldline_auth::{AuthError, Identity};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{
-    ALLOW, AUTHORIZATION, CONTENT_LENGTH, COOKIE, HeaderMap, HeaderValue, UPGRADE,
+    ACCEPT, ALLOW, AUTHORIZATION, CONTENT_LENGTH, COOKIE, HeaderMap, HeaderValue, UPGRADE,
 };
 use hyper::{Method, Request, Response};
 
@@ -33,6 +33,13 @@ pub(crate) struct Origin {
     pub(crate) secure: bool,
 }
 
+/// Most bytes of a path and query; hyper refuses those beyond its buffer by itself.
+const URI_BYTES_MAX: usize = 8 << 10;
+
+fn too_long() -> Problem {
+    Problem::uri_too_long(format!("path and query have at most {URI_BYTES_MAX} bytes"))
+}
+
 /// Answers one request.
 pub(crate) async fn serve(
     app: Arc<App>,
@@ -40,7 +47,10 @@ pub(crate) async fn serve(
     request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
     let began = Instant::now();
+    let long =
+        request.uri().path_and_query().is_some_and(|path| path.as_str().len() > URI_BYTES_MAX);
     let (answer, counters) = match app.find(request.uri().path()) {
+        _ if long => (Err(too_long()), &app.unmatched),
         Some((routes, path)) => match app.pick(routes, request.method()) {
             Some((route, counters)) => (routed(&app, origin, route, path, request).await, counters),
             None => (Ok(not_allowed(&request, &App::allowed(routes))), &app.unmatched),
@@ -73,7 +83,10 @@ async fn other(app: &Arc<App>, origin: Origin, request: &Request<Incoming>) -> A
             "{shown} is no path of this API; see /openapi.json for those that are"
         )));
     }
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+    // Any address is the console's to read, but only where a person looks: a program that has
+    // mistyped a path is told so.
+    let known = path == "/" || accepts_page(request.headers()) || console::has(path);
+    if !matches!(*request.method(), Method::GET | Method::HEAD) || !known {
         return Err(Problem::not_found(format!("{shown} is no path of this API")));
     }
     // Who has a session gets a page that may show the account's map tiles.
@@ -82,6 +95,11 @@ async fn other(app: &Arc<App>, origin: Origin, request: &Request<Incoming>) -> A
         None => None,
     };
     console::page(app, request, identity.as_ref()).await
+}
+
+fn accepts_page(headers: &HeaderMap) -> bool {
+    let text = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("");
+    text.split(',').any(|one| one.trim().starts_with("text/html"))
 }
 
 async fn routed(

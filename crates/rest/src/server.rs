@@ -4,13 +4,17 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use fieldline_runtime::tls::ReloadingTls;
-use hyper::service::service_fn;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::{Service, service_fn};
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -21,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::app::App;
+use crate::linger;
 use crate::serve::{Origin, serve};
 
 /// A bound listener, with TLS if it has a certificate.
@@ -154,67 +159,83 @@ async fn connection(
 ) -> io::Result<()> {
     // Answers are written whole: waiting to fill a packet would only delay them.
     stream.set_nodelay(true)?;
-    let Some(tls) = tls else {
-        return http1(app, held, stream, Origin { peer, secure: false }).await;
+    let (stream, owner) = linger::lend(stream);
+    let ended = match tls {
+        None => http1(&app, held, stream, Origin { peer, secure: false }).await,
+        Some(tls) => {
+            let handshake = timeout(app.config.header_timeout, tls.acceptor().accept(stream));
+            let stream = handshake.await.map_err(|_| io::ErrorKind::TimedOut)??;
+            let origin = Origin { peer, secure: true };
+            if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+                http2(&app, held, stream, origin).await
+            } else {
+                http1(&app, held, stream, origin).await
+            }
+        }
     };
-    let handshake = timeout(app.config.header_timeout, tls.acceptor().accept(stream));
-    let stream = handshake.await.map_err(|_| io::ErrorKind::TimedOut)??;
-    let origin = Origin { peer, secure: true };
-    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-        http2(app, held, stream, origin).await
-    } else {
-        http1(app, held, stream, origin).await
-    }
+    owner.close().await;
+    ended.map_err(io::Error::other)
 }
 
-async fn http1<S>(app: Arc<App>, held: &Arc<Held>, stream: S, origin: Origin) -> io::Result<()>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (shutdown, served) = (app.shutdown.clone(), Arc::clone(&app));
-    let held = Arc::clone(held);
-    let service = service_fn(move |request| {
-        let (app, running) = (Arc::clone(&served), held.running());
+/// Serves the requests of one connection.
+fn service(
+    app: &Arc<App>,
+    held: &Arc<Held>,
+    origin: Origin,
+) -> impl Service<
+    Request<Incoming>,
+    Response = Response<Full<Bytes>>,
+    Error = Infallible,
+    Future: Send + 'static,
+> + use<> {
+    let (app, held) = (Arc::clone(app), Arc::clone(held));
+    service_fn(move |request| {
+        let (app, running) = (Arc::clone(&app), held.running());
         async move {
             let response = serve(app, origin, request).await;
             drop(running);
-            Ok::<_, Infallible>(response)
+            Ok(response)
         }
-    });
+    })
+}
+
+/// Runs a connection to its end; from the shutdown on, to that of the requests in hand.
+async fn to_its_end<C: Future<Output = hyper::Result<()>>>(
+    app: &App,
+    connection: C,
+    leave: impl FnOnce(Pin<&mut C>),
+) -> hyper::Result<()> {
+    let mut connection = pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = app.shutdown.cancelled() => {
+            leave(connection.as_mut());
+            connection.await
+        }
+    }
+}
+
+async fn http1<S>(app: &Arc<App>, held: &Arc<Held>, stream: S, origin: Origin) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let mut builder = hyper::server::conn::http1::Builder::new();
+    // Not `pipeline_flush`: with bytes unread it keeps even the answer to a request that is too large.
     builder
         .timer(TokioTimer::new())
         // Also ends connections that are kept open and say nothing. The number of headers stays at
         // hyper's own limit of 100: another one would cost an allocation a request.
         .header_read_timeout(app.config.header_timeout)
-        .max_buf_size(64 << 10)
-        .pipeline_flush(true);
-    let mut connection =
-        pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = shutdown.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    ended.map_err(io::Error::other)
+        .max_buf_size(64 << 10);
+    let service = service(app, held, origin);
+    let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    to_its_end(app, connection, |connection| connection.graceful_shutdown()).await
 }
 
-async fn http2<S>(app: Arc<App>, held: &Arc<Held>, stream: S, origin: Origin) -> io::Result<()>
+async fn http2<S>(app: &Arc<App>, held: &Arc<Held>, stream: S, origin: Origin) -> hyper::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (shutdown, served) = (app.shutdown.clone(), Arc::clone(&app));
-    let held = Arc::clone(held);
-    let service = service_fn(move |request| {
-        let (app, running) = (Arc::clone(&served), held.running());
-        async move {
-            let response = serve(app, origin, request).await;
-            drop(running);
-            Ok::<_, Infallible>(response)
-        }
-    });
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
@@ -222,13 +243,6 @@ where
         .max_header_list_size(HEADER_BYTES_MAX)
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(app.config.header_timeout);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = shutdown.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    ended.map_err(io::Error::other)
+    let connection = builder.serve_connection(TokioIo::new(stream), service(app, held, origin));
+    to_its_end(app, connection, |connection| connection.graceful_shutdown()).await
 }

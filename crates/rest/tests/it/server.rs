@@ -62,7 +62,8 @@ async fn unknown_paths_and_methods_say_what_there_is() {
 async fn the_console_page_is_served_with_its_policy() {
     let bench = Bench::start().await;
     for path in ["/", "/devices/42", "/index.html", "/..%2f..%2fetc/passwd"] {
-        let page = bench.anyone().get(path).await;
+        let accept = ("accept", "text/html,application/xhtml+xml,*/*;q=0.8");
+        let page = bench.anyone().send(Method::GET, path, &[accept], None).await;
         assert_eq!(page.status, 200, "{path}");
         assert!(page.header("content-type").starts_with("text/html"));
         let policy = page.header("content-security-policy");
@@ -73,6 +74,13 @@ async fn the_console_page_is_served_with_its_policy() {
         assert_eq!(page.header("referrer-policy"), "no-referrer");
         assert_eq!(page.header("x-content-type-options"), "nosniff");
         assert!(!policy.contains("http") && !policy.contains("unsafe"), "{policy}");
+    }
+    for path in ["/", "/index.html"] {
+        assert_eq!(bench.anyone().get(path).await.status, 200, "{path}");
+    }
+    // A program that has mistyped a path gets no page.
+    for path in ["/API/V1/devices", "/devices/42", "/healthy"] {
+        bench.anyone().get(path).await.problem(404, "not_found");
     }
     bench.anyone().get("/assets/none.js").await.problem(404, "not_found");
     let url = "https://tiles.example.org/{z}/{x}/{y}.png";
@@ -143,6 +151,42 @@ async fn bad_connections_end_and_hold_nobody_up() {
         let answer = String::from_utf8_lossy(&answer);
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{at}: {answer}");
     }
+}
+
+/// Who sends too much is told so, though he is still sending.
+#[tokio::test]
+async fn requests_that_are_too_large_are_answered() {
+    let bench = Bench::start().await;
+    let ask = async |request: String| {
+        let mut stream = TcpStream::connect(bench.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let read = stream.read_to_end(&mut answer);
+        tokio::time::timeout(Duration::from_secs(10), read).await.unwrap().unwrap();
+        String::from_utf8(answer).unwrap()
+    };
+    let rest = "HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
+    for (request, status) in [
+        (format!("GET /healthz {rest}{}\r\n", "a: b\r\n".repeat(200)), 431),
+        (format!("GET /healthz {rest}x: {}\r\n\r\n", "y".repeat(4 << 20)), 431),
+        (format!("GET /healthz?{} {rest}\r\n", "y".repeat(10_000)), 414),
+        ("\x16\x03\x01 hello\r\n\r\n".to_owned(), 400),
+    ] {
+        let answer = ask(request).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{status}: {answer:.200}");
+    }
+    // Beyond the buffer it depends on how it comes in which of the two is said.
+    let answer = ask(format!("GET /healthz?{} {rest}\r\n", "y".repeat(1 << 20))).await;
+    assert!(answer.starts_with("HTTP/1.1 431 ") || answer.starts_with("HTTP/1.1 414 "));
+    // A body that is too large as well: the answer is there before its end.
+    let token = bench.root.token.as_deref().unwrap();
+    let body = format!(
+        "POST /api/v1/devices {rest}authorization: Bearer {token}\r\ncontent-length: {}\r\n\r\n{}",
+        8 << 20,
+        "z".repeat(8 << 20)
+    );
+    let answer = ask(body).await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer:.200}");
 }
 
 fn certificate(dir: &Path, name: &str) -> CertificateDer<'static> {
