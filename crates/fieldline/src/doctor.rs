@@ -54,6 +54,7 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<(), String> {
     findings.push(("disk space", space(&args.data)));
     findings.push(("disk sync", sync_time(&args.data)));
     findings.push(("open files", open_files()));
+    findings.push(("messages", messages(&args.data)));
     findings.push(("crashes", crashes(&args.data)));
     let bad = findings.iter().filter(|(_, finding)| matches!(finding, Bad(_))).count();
     for (name, finding) in &findings {
@@ -73,7 +74,13 @@ async fn server(args: &DoctorArgs) -> Finding {
         Err(error) => return Bad(error),
     };
     match client.send(Method::GET, "/readyz", None).await {
-        Ok(answer) if answer.status.is_success() => Good(format!("{} is ready", args.url)),
+        Ok(answer) if answer.status.is_success() => {
+            let body = String::from_utf8_lossy(&answer.body).into_owned();
+            if body.contains("\"warnings\":[]") {
+                return Good(format!("{} is ready", args.url));
+            }
+            Weak(format!("{} is ready, with warnings: {}", args.url, body.trim()))
+        }
         Ok(answer) => {
             let body = String::from_utf8_lossy(&answer.body).into_owned();
             Weak(format!("{} runs but is not ready: {} {}", args.url, answer.status, body.trim()))
@@ -175,6 +182,12 @@ fn open_files() -> Finding {
         Some(limit) => Good(format!("at most {limit}")),
         None => Good("no limit".to_owned()),
     }
+}
+
+/// What of the stored messages is damaged or lost.
+fn messages(data: &Path) -> Finding {
+    let found = fieldline_mdb::inspect(&data.join("messages"));
+    if found.is_empty() { Good("no damage is known".to_owned()) } else { Weak(found.join("; ")) }
 }
 
 fn crashes(data: &Path) -> Finding {

@@ -21,6 +21,7 @@ mod dict;
 mod disk;
 mod hash;
 mod index;
+mod inspect;
 mod manifest;
 mod memtable;
 mod merge;
@@ -42,6 +43,7 @@ mod writer;
 pub use aggregate::Aggregate;
 pub use config::{MdbConfig, OpenError};
 pub use disk::{Disk, DiskFile, RealDisk};
+pub use inspect::inspect;
 pub use store::Mdb;
 
 /// Entries for fuzzing: they read bytes as what is on disk, and must never panic.

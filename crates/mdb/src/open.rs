@@ -36,7 +36,7 @@ pub(crate) struct Opened {
 }
 
 /// Ends the names of what was cut off damaged logs; one that is empty stands for a lost file.
-const DAMAGED: &str = ".damaged";
+pub(crate) const DAMAGED: &str = ".damaged";
 
 /// The format this program writes.
 const FORMAT: u32 = 1;
@@ -176,6 +176,8 @@ struct Recovery {
     frozen: VecDeque<Arc<Memtable>>,
     newest: FoldMap<Series, i64>,
     next_seq: u64,
+    /// The log file that was read last, and up to where it is sound.
+    before: Option<wal::FileBefore>,
 }
 
 /// What all shards of a store share.
@@ -217,6 +219,7 @@ fn open_shard(shared: &Shared<'_>, number: u16) -> Result<(Arc<Shard>, Writer), 
         frozen: VecDeque::new(),
         newest,
         next_seq: manifest.next_seq,
+        before: None,
     };
     let mut tell = |log: u64| {
         let name = format!("{}{DAMAGED}", wal::file_name(log));
@@ -233,16 +236,14 @@ fn open_shard(shared: &Shared<'_>, number: u16) -> Result<(Arc<Shard>, Writer), 
             tell(expected);
         }
         let newest = logs.last() == Some(log);
-        if !recovery.log(&***disk, &dir, (*log, newest), number, config, clock)? {
-            tell(*log);
-        }
+        recovery.log(&***disk, &dir, (*log, newest), number, config, clock, &mut tell)?;
         expected = log.saturating_add(1);
     }
     let next_file = logs.last().map_or(manifest.log_from, |last| last + 1);
     let messages = recovery.active.messages.len()
         + recovery.frozen.iter().map(|table| table.messages.len()).sum::<usize>();
     info!(shard = number, messages, segments = manifest.segments.len(), "a shard was opened");
-    let Recovery { dict, active, frozen, newest, next_seq } = recovery;
+    let Recovery { dict, active, frozen, newest, next_seq, before } = recovery;
     let shard = Arc::new(Shard {
         number,
         label: number.to_string(),
@@ -266,7 +267,7 @@ fn open_shard(shared: &Shared<'_>, number: u16) -> Result<(Arc<Shard>, Writer), 
         frozen: Condvar::new(),
         sealed: Condvar::new(),
     });
-    let writer = Writer::new(shard.clone(), dict, next_file, next_seq, newest);
+    let writer = Writer::new(shard.clone(), dict, next_file, before, next_seq, newest);
     Ok((shard, writer))
 }
 
@@ -365,7 +366,8 @@ fn read_newest(
 }
 
 impl Recovery {
-    /// Takes in one log file, and cuts off what is torn. False where it is damaged.
+    /// Takes in one log file, and cuts off what is torn. Tells `damaged` the numbers of files that
+    /// turn out to be damaged: this one, or the one before.
     fn log(
         &mut self,
         disk: &dyn Disk,
@@ -374,7 +376,8 @@ impl Recovery {
         shard: u16,
         config: &MdbConfig,
         clock: &Arc<dyn Clock>,
-    ) -> Result<bool, OpenError> {
+        damaged_logs: &mut impl FnMut(u64),
+    ) -> Result<(), OpenError> {
         let name = wal::file_name(number);
         let path = dir.join(&name);
         let file = disk.open(&path).map_err(io_error("open", &path))?;
@@ -408,6 +411,16 @@ impl Recovery {
             active.since.get_or_insert(clock.now());
         }
         active.files.push(number);
+        // It was durable up to there when this file was begun. That it was cut between two frames
+        // cannot be seen from itself.
+        if let (Some(known), Some(told)) = (self.before, extent.before)
+            && known.number == told.number
+            && known.bytes < told.bytes
+        {
+            lost_end(disk, dir, known, told).map_err(io_error("write in", dir))?;
+            damaged_logs(known.number);
+        }
+        self.before = Some(wal::FileBefore { number, bytes: extent.sound as u64 });
         let rest = bytes.get(extent.sound..).unwrap_or(&[]);
         // A header is durable before a frame follows it, and a file's end before the next
         // file is begun: only the end of the newest file can be torn.
@@ -423,6 +436,7 @@ impl Recovery {
                 "the log is damaged; what cannot be read is kept beside it as .damaged");
             // Messages in there were seen: their numbers must not be given again.
             *next_seq += (rest.len() / wal::MESSAGE_BYTES_MIN) as u64 + 1;
+            damaged_logs(number);
         } else if !rest.is_empty() {
             info!(path = %path.display(), offset = extent.sound, bytes = rest.len(),
                 "a torn tail was cut off the log");
@@ -451,8 +465,27 @@ impl Recovery {
             self.newest.extend(known);
             self.frozen.push_back(Arc::new(std::mem::take(&mut self.active)));
         }
-        Ok(!damaged)
+        Ok(())
     }
+}
+
+/// A log file ends before where a later one says that it was durable: leaves a mark of it, unless
+/// what was damaged of it is kept already.
+fn lost_end(
+    disk: &dyn Disk,
+    dir: &Path,
+    known: wal::FileBefore,
+    told: wal::FileBefore,
+) -> io::Result<()> {
+    let name = wal::file_name(known.number);
+    let mark = format!("{name}{DAMAGED}");
+    if disk.list(dir)?.contains(&mark) {
+        return Ok(());
+    }
+    metrics::counter!("fieldline_mdb_log_damaged_total").increment(1);
+    error!(path = %dir.join(name).display(), bytes = known.bytes, durable = told.bytes,
+        "a log file has lost its end, and the messages in it");
+    Ok(replace(disk, dir, &mark, &[])?)
 }
 
 /// Log files from `number` on are not there though a later one is: leaves a mark of them.

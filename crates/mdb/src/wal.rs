@@ -8,6 +8,7 @@
 //!          | 2 id length name                                          a name
 //!          | 3 id count (name_id kind scale)*                          a shape
 //!          | 4 series shape Δtimestamp (received−timestamp) hash:u64 length body     a message
+//!          | 5 number bytes                                        the file before, and its length
 //! ```
 //!
 //! Numbers are varints unless said; Δ is against the message before in the same
@@ -43,6 +44,7 @@ const SERIES: u8 = 1;
 const NAME: u8 = 2;
 const SHAPE: u8 = 3;
 const MESSAGE: u8 = 4;
+const BEFORE: u8 = 5;
 
 /// The name of file `number`.
 pub(crate) fn file_name(number: u64) -> String {
@@ -80,12 +82,21 @@ pub(crate) struct Frames {
     /// Where the open frame begins.
     open: Option<usize>,
     before: i64,
+    file_before: Option<FileBefore>,
+}
+
+/// The log file before one, and up to where it was durable: where it is shorter later, its end is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileBefore {
+    pub(crate) number: u64,
+    pub(crate) bytes: u64,
 }
 
 impl Frames {
-    pub(crate) fn new(mut buffer: Vec<u8>, file: u64) -> Self {
+    /// `file_before` is told with the first frame of a file.
+    pub(crate) fn new(mut buffer: Vec<u8>, file: u64, file_before: Option<FileBefore>) -> Self {
         buffer.clear();
-        Self { out: buffer, file, open: None, before: 0 }
+        Self { out: buffer, file, open: None, before: 0, file_before }
     }
 
     /// Adds a message, and before it what the log does not know of its series and shape.
@@ -98,6 +109,11 @@ impl Frames {
             self.out.extend_from_slice(&[0; FRAME_HEADER_BYTES]);
             put_varint(&mut self.out, record.seq);
             self.before = 0;
+            if let Some(FileBefore { number, bytes }) = self.file_before.take() {
+                self.out.push(BEFORE);
+                put_varint(&mut self.out, number);
+                put_varint(&mut self.out, bytes);
+            }
         }
         self.define(dict, record);
         self.out.push(MESSAGE);
@@ -189,6 +205,8 @@ pub(crate) struct Extent {
     pub(crate) header: bool,
     /// Whether a sound frame follows what is damaged: then it is no torn tail.
     pub(crate) more: bool,
+    /// What it says of the file before it.
+    pub(crate) before: Option<FileBefore>,
 }
 
 /// Fewest bytes of one message in a file: what bounds how many are in damaged bytes.
@@ -199,6 +217,7 @@ struct Names {
     names: HashMap<u32, ParamName>,
     shapes: HashMap<u32, Arc<ReplayedShape>>,
     series: HashMap<u32, Series>,
+    before: Option<FileBefore>,
 }
 
 /// Reads file `number` of `shard`: hands over every message of every sound frame,
@@ -229,7 +248,7 @@ pub(crate) fn replay(
     }
     let more = sound < bytes.len() && frame_after(bytes, sound, number, next_seq);
     let sound = if has_header || sound > HEADER_BYTES { sound } else { 0 };
-    Extent { sound, header: has_header, more }
+    Extent { sound, header: has_header, more, before: known.before }
 }
 
 /// `bytes` as a log file: a header before them, and every frame with its right checksum.
@@ -280,7 +299,7 @@ fn frame_after(bytes: &[u8], start: usize, number: u64, next_seq: u64) -> bool {
         let fits = length > 0 && length as usize <= FRAME_BYTES_MAX.min(input.left());
         let seq = input.varint()?;
         let follows = seq >= next_seq && seq - next_seq < SEQS_MAX;
-        let item = (SERIES..=MESSAGE).contains(&input.u8()?);
+        let item = (SERIES..=BEFORE).contains(&input.u8()?);
         if fits && follows && item { Ok(length as usize) } else { Err(Damage("no frame")) }
     };
     let mut budget = BYTES_MAX;
@@ -346,6 +365,9 @@ fn read_frame(
                 visit(Replayed { seq, series, shape, timestamp, received, hash, body });
                 before = timestamp;
                 seq = seq.checked_add(1).ok_or(Damage("a sequence runs over"))?;
+            }
+            BEFORE => {
+                known.before = Some(FileBefore { number: input.varint()?, bytes: input.varint()? });
             }
             _ => return Err(Damage("unknown item")),
         }

@@ -23,7 +23,7 @@ use crate::memtable::Message;
 use crate::queue::{Job, Work};
 use crate::shard::Shard;
 use crate::value::put_value;
-use crate::wal::{Frames, HEADER_BYTES, Record, header};
+use crate::wal::{FileBefore, Frames, HEADER_BYTES, Record, header};
 
 /// A larger buffer, left by a large group, is not kept for the next.
 const FRAME_BUFFER_BYTES_KEPT: usize = 1 << 20;
@@ -60,6 +60,8 @@ pub(crate) struct Writer {
     dict: Dict,
     log: Log,
     next_file: u64,
+    /// The file that was written last before this one.
+    file_before: Option<FileBefore>,
     next_seq: u64,
     /// The newest timestamp of every series, of memory and disk. One that is too
     /// late costs a look-up; one that is too early would let a duplicate in.
@@ -83,6 +85,7 @@ impl Writer {
         shard: Arc<Shard>,
         mut dict: Dict,
         next_file: u64,
+        file_before: Option<FileBefore>,
         next_seq: u64,
         newest: FoldMap<Series, i64>,
     ) -> Self {
@@ -94,6 +97,7 @@ impl Writer {
             dict,
             log,
             next_file,
+            file_before,
             next_seq,
             newest,
             frame_buffer: Vec::new(),
@@ -197,12 +201,13 @@ impl Writer {
     /// a failed write would have to take back: dictionary entries do no harm, and
     /// numbers that were given are not given again.
     fn encode(&mut self, jobs: &[Job]) -> Group {
-        let file = match &self.log {
-            Log::Ready(log) => log.number,
-            Log::Torn(_) | Log::Absent => 0,
+        let (file, is_first) = match &self.log {
+            Log::Ready(log) => (log.number, log.durable == HEADER_BYTES as u64),
+            Log::Torn(_) | Log::Absent => (0, false),
         };
+        let file_before = self.file_before.filter(|_| is_first);
         let count = jobs.iter().map(|job| job.messages.len()).sum();
-        let mut frames = Frames::new(std::mem::take(&mut self.frame_buffer), file);
+        let mut frames = Frames::new(std::mem::take(&mut self.frame_buffer), file, file_before);
         let mut group = Group {
             messages: Vec::with_capacity(count),
             receipts: Vec::with_capacity(count),
@@ -311,7 +316,7 @@ impl Writer {
         }
         match log.file.set_len(log.durable).and_then(|()| log.file.sync()) {
             Ok(()) if reusable => self.log = Log::Ready(log),
-            Ok(()) => {}
+            Ok(()) => self.leave(&log),
             Err(error) => {
                 let answer = refusal("cut", &log.path, &error);
                 self.log = Log::Torn(log);
@@ -339,6 +344,7 @@ impl Writer {
                     return Err(answer);
                 }
                 info!(path = %log.path.display(), bytes = log.durable, "the log was cut at the last durable byte");
+                self.leave(&log);
             }
             Log::Absent => {}
         }
@@ -362,6 +368,11 @@ impl Writer {
                 Err(refusal("create", &path, &error))
             }
         }
+    }
+
+    /// Notes a file that is not written any more: the next one tells how long it is.
+    fn leave(&mut self, log: &LogFile) {
+        self.file_before = Some(FileBefore { number: log.number, bytes: log.durable });
     }
 
     fn create(&self, number: u64, path: &std::path::Path) -> io::Result<Box<dyn DiskFile>> {
@@ -400,7 +411,11 @@ impl Writer {
         self.log = match std::mem::replace(&mut self.log, Log::Absent) {
             // Its end is still to be cut off: recovery would read it otherwise.
             Log::Torn(log) => Log::Torn(log),
-            Log::Ready(_) | Log::Absent => Log::Absent,
+            Log::Ready(log) => {
+                self.leave(&log);
+                Log::Absent
+            }
+            Log::Absent => Log::Absent,
         };
         true
     }

@@ -134,6 +134,10 @@ impl FakeDisk {
         self.0.lock().faults.changes_left = Some(changes);
     }
 
+    pub(crate) fn restore_power(&self) {
+        self.0.lock().faults.changes_left = None;
+    }
+
     pub(crate) fn is_dead(&self) -> bool {
         self.0.lock().faults.changes_left == Some(0)
     }

@@ -385,6 +385,83 @@ async fn a_log_that_is_missing_between_others_is_told() {
     }
 }
 
+/// Cut between two groups it looks whole: that something is missing only the next file tells.
+#[tokio::test]
+async fn a_log_that_lost_whole_groups_at_its_end_is_told() {
+    for cut in 0..4 {
+        let (disk, logs, ends) = two_logs().await;
+        let to = [0, 22, ends[0], ends[1]][cut];
+        disk.tamper(&logs[0], |bytes| bytes.truncate(to));
+        let left: Vec<i64> = (0..[0, 0, 5, 10][cut]).chain(15..20).collect();
+        for _ in 0..2 {
+            let store = open(&disk.disk(), small()).unwrap();
+            assert_eq!(numbers(&all(&store, device(1)).await), left);
+            assert_eq!(disk.find(".damaged").len(), 1);
+            let warnings = store.warnings();
+            assert_eq!(warnings.len(), 1, "{warnings:?}");
+            // The numbers that went stay out of use.
+            let next = append(&store, vec![message(device(2), 1, 1)]).await[0].cursor;
+            assert!(next.seq > 20, "{next:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_is_missing_in_the_middle_is_told() {
+    let disk = FakeDisk::new();
+    let store = open(&disk.disk(), small()).unwrap();
+    for n in 0..3 {
+        append(&store, batch(n * 5, n * 5 + 5)).await;
+        disk.fail_syncs(1);
+        assert!(store.append(batch(90, 91)).await.is_err());
+    }
+    drop(store);
+    let logs = disk.find("wal-");
+    assert_eq!(logs.len(), 3);
+    disk.disk().remove(&logs[1]).unwrap();
+    for _ in 0..2 {
+        let store = open(&disk.disk(), small()).unwrap();
+        let left: Vec<i64> = (0..5).chain(10..15).collect();
+        assert_eq!(numbers(&all(&store, device(1)).await), left);
+        let warnings = store.warnings();
+        assert!(warnings[0].contains("1 damaged or lost log"), "{warnings:?}");
+        assert_eq!(store.problems(), Vec::<String>::new());
+    }
+}
+
+/// Restarts, full disks and seals leave no file shorter than the next one says.
+#[tokio::test]
+async fn logs_that_followed_each_other_soundly_are_not_told() {
+    let disk = FakeDisk::new();
+    for round in 0..20_i64 {
+        let store = open(&disk.disk(), small()).unwrap();
+        assert_eq!(store.warnings(), Vec::<String>::new(), "round {round}");
+        append(&store, batch(round * 10, round * 10 + 5)).await;
+        match round % 5 {
+            0 => disk.fail_syncs(1),
+            1 => disk.set_space(Some(60)),
+            2 => {
+                disk.fail_syncs(1);
+                disk.fail_cuts(1);
+            }
+            3 => store.seal().await.unwrap(),
+            _ => disk.cut_power_after(1),
+        }
+        drop(store.append(batch(round * 10 + 5, round * 10 + 8)).await);
+        disk.set_space(None);
+        drop(store.append(batch(round * 10 + 8, round * 10 + 10)).await);
+        drop(store);
+        let next = disk.after_power_cut(round.unsigned_abs());
+        let store = open(&next.disk(), small()).unwrap();
+        assert_eq!(store.warnings(), Vec::<String>::new(), "round {round}");
+        drop(store);
+        if disk.is_dead() {
+            // The same files, with power again.
+            disk.restore_power();
+        }
+    }
+}
+
 #[tokio::test]
 async fn numbers_of_messages_that_were_lost_are_not_given_again() {
     let disk = FakeDisk::new();

@@ -14,6 +14,7 @@ mod damage;
 mod fake_disk;
 mod faults;
 mod formats;
+mod inspect;
 mod kill;
 mod late;
 mod limits;
