@@ -178,6 +178,20 @@ struct Recovery {
     next_seq: u64,
     /// The log file that was read last, and up to where it is sound.
     before: Option<wal::FileBefore>,
+    damaged: DamagedLogs,
+}
+
+/// Names of what is left of damaged log files.
+struct DamagedLogs(Vec<String>);
+
+impl DamagedLogs {
+    /// Notes that a log file is damaged or missing.
+    fn add(&mut self, log: u64) {
+        let name = format!("{}{DAMAGED}", wal::file_name(log));
+        if !self.0.contains(&name) {
+            self.0.push(name);
+        }
+    }
 }
 
 /// What all shards of a store share.
@@ -208,8 +222,7 @@ fn open_shard(shared: &Shared<'_>, number: u16) -> Result<(Arc<Shard>, Writer), 
     // and all that it names is there.
     manifest.write(&***disk, &dir).map_err(io::Error::from).map_err(io_error("write", &dir))?;
     let logs = sweep(&***disk, &dir, &names, &manifest);
-    let mut damaged: Vec<String> =
-        names.iter().filter(|name| name.ends_with(DAMAGED)).cloned().collect();
+    let damaged = names.iter().filter(|name| name.ends_with(DAMAGED)).cloned();
     let sealed_seq = manifest.next_seq - 1;
     let version = Version { segments, sealed_seq, retained: 0 };
     let (newest, snapshot_bytes) = read_newest(&***disk, &dir, &manifest, &version);
@@ -220,12 +233,7 @@ fn open_shard(shared: &Shared<'_>, number: u16) -> Result<(Arc<Shard>, Writer), 
         newest,
         next_seq: manifest.next_seq,
         before: None,
-    };
-    let mut tell = |log: u64| {
-        let name = format!("{}{DAMAGED}", wal::file_name(log));
-        if !damaged.contains(&name) {
-            damaged.push(name);
-        }
+        damaged: DamagedLogs(damaged.collect()),
     };
     let mut expected = manifest.log_from;
     for log in &logs {
@@ -233,17 +241,17 @@ fn open_shard(shared: &Shared<'_>, number: u16) -> Result<(Arc<Shard>, Writer), 
         if *log > expected {
             missing(&***disk, &dir, expected, log - expected)
                 .map_err(io_error("write in", &dir))?;
-            tell(expected);
+            recovery.damaged.add(expected);
         }
         let newest = logs.last() == Some(log);
-        recovery.log(&***disk, &dir, (*log, newest), number, config, clock, &mut tell)?;
+        recovery.log(&***disk, &dir, (*log, newest), number, config, clock)?;
         expected = log.saturating_add(1);
     }
     let next_file = logs.last().map_or(manifest.log_from, |last| last + 1);
     let messages = recovery.active.messages.len()
         + recovery.frozen.iter().map(|table| table.messages.len()).sum::<usize>();
     info!(shard = number, messages, segments = manifest.segments.len(), "a shard was opened");
-    let Recovery { dict, active, frozen, newest, next_seq, before } = recovery;
+    let Recovery { dict, active, frozen, newest, next_seq, before, damaged } = recovery;
     let shard = Arc::new(Shard {
         number,
         label: number.to_string(),
@@ -262,7 +270,7 @@ fn open_shard(shared: &Shared<'_>, number: u16) -> Result<(Arc<Shard>, Writer), 
         replacing: Mutex::new(()),
         snapshotting: Mutex::new(()),
         trouble: Mutex::new(None),
-        damaged_logs: damaged.len(),
+        damaged_logs: damaged.0.len(),
         sealing: Mutex::new(Sealing::default()),
         frozen: Condvar::new(),
         sealed: Condvar::new(),
@@ -366,8 +374,8 @@ fn read_newest(
 }
 
 impl Recovery {
-    /// Takes in one log file, and cuts off what is torn. Tells `damaged` the numbers of files that
-    /// turn out to be damaged: this one, or the one before.
+    /// Takes in one log file, and cuts off what is torn. Notes where this one or the one
+    /// before is damaged.
     fn log(
         &mut self,
         disk: &dyn Disk,
@@ -376,7 +384,6 @@ impl Recovery {
         shard: u16,
         config: &MdbConfig,
         clock: &Arc<dyn Clock>,
-        damaged_logs: &mut impl FnMut(u64),
     ) -> Result<(), OpenError> {
         let name = wal::file_name(number);
         let path = dir.join(&name);
@@ -384,7 +391,7 @@ impl Recovery {
         let bytes = read_all(&*file).map_err(io_error("read", &path))?;
         let mut messages: Vec<Message> = Vec::new();
         let mut bodies: Vec<u8> = Vec::new();
-        let Self { dict, active, newest, next_seq, .. } = self;
+        let Self { dict, active, newest, next_seq, damaged: damaged_logs, .. } = self;
         let extent = wal::replay(&bytes, number, shard, |message| {
             let series = dict.series(message.series, || newest.get(&message.series).copied());
             if let Some(entry) = dict.series.get_mut(series as usize) {
@@ -418,7 +425,7 @@ impl Recovery {
             && known.bytes < told.bytes
         {
             lost_end(disk, dir, known, told).map_err(io_error("write in", dir))?;
-            damaged_logs(known.number);
+            damaged_logs.add(known.number);
         }
         self.before = Some(wal::FileBefore { number, bytes: extent.sound as u64 });
         let rest = bytes.get(extent.sound..).unwrap_or(&[]);
@@ -436,7 +443,7 @@ impl Recovery {
                 "the log is damaged; what cannot be read is kept beside it as .damaged");
             // Messages in there were seen: their numbers must not be given again.
             *next_seq += (rest.len() / wal::MESSAGE_BYTES_MIN) as u64 + 1;
-            damaged_logs(number);
+            damaged_logs.add(number);
         } else if !rest.is_empty() {
             info!(path = %path.display(), offset = extent.sound, bytes = rest.len(),
                 "a torn tail was cut off the log");
