@@ -65,6 +65,10 @@ pub trait ChannelControl: Send + Sync + 'static {
     async fn close(&self, account: AccountId, channel: ChannelId, connection: ConnectionId)
     -> bool;
 
-    /// What keeps enabled channels from listening, in words; empty when all do.
+    /// Whether each channel was opened since the start, or has failed to: what then does not
+    /// listen is among the [`ChannelControl::problems`], and tried again.
+    async fn opened(&self) -> bool;
+
+    /// What keeps enabled channels from listening, as `channel ID: REASON`; empty when all do.
     async fn problems(&self) -> Vec<String>;
 }

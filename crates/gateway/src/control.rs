@@ -54,10 +54,11 @@ impl ChannelControl for Gateway {
         found.is_some()
     }
 
+    async fn opened(&self) -> bool {
+        *self.ready.borrow()
+    }
+
     async fn problems(&self) -> Vec<String> {
-        if !*self.ready.borrow() {
-            return vec!["channels are being opened".to_owned()];
-        }
         let channels = self.shared.channels.read();
         let failed = channels.iter().filter(|(_, entry)| entry.enabled && entry.live.is_none());
         let text = |(id, entry): (&ChannelId, &crate::shared::Entry)| {

@@ -1,7 +1,6 @@
 //! What all requests share.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -40,8 +39,6 @@ pub(crate) struct App {
     pub(crate) roots: tokio::sync::Mutex<()>,
     pub(crate) openapi: Bytes,
     pub(crate) started: Instant,
-    /// Whether all channels have listened at once since the start.
-    pub(crate) settled: AtomicBool,
     pub(crate) shutdown: CancellationToken,
     pub(crate) tasks: TaskTracker,
     router: matchit::Router<Vec<usize>>,
@@ -108,7 +105,6 @@ impl App {
             roots: tokio::sync::Mutex::default(),
             openapi: Bytes::from(crate::openapi()),
             started: Instant::now(),
-            settled: AtomicBool::new(false),
             shutdown,
             tasks: TaskTracker::new(),
             router,

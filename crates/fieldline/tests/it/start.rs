@@ -101,6 +101,21 @@ fn a_clean_end_keeps_everything() {
     assert!(!refused.status.success() && text(&refused.stderr).contains("401"), "{refused:?}");
 }
 
+/// A channel that cannot listen is a warning, and no reason to wait.
+#[test]
+fn a_channel_that_cannot_listen_holds_no_start_up() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let (id, port) = server.channel("teltonika", "tcp", json!({}));
+    server.stop();
+    let _taken = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let began = std::time::Instant::now();
+    let server = Server::start(data.path(), &[]);
+    let ready = server.ask("GET", "/readyz", None);
+    assert!(began.elapsed() < std::time::Duration::from_secs(9), "{:?}", began.elapsed());
+    assert!(ready["warnings"][0].as_str().unwrap().contains(&id), "{ready}");
+}
+
 /// The registry is whole in its file after a clean end, and a loss of changes ends the start.
 #[test]
 fn a_registry_that_lost_changes_is_refused() {

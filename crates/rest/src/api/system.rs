@@ -1,6 +1,5 @@
 //! The server itself: version, health, metrics, its own description.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,9 +14,12 @@ use utoipa::ToSchema;
 use crate::call::{Call, Ctx, json};
 use crate::route::Answer;
 
-/// How long after the start a channel that does not listen keeps the server from being ready.
-/// Later it is that channel's own matter: no tenant can take the server out of service.
-const SETTLE: Duration = Duration::from_secs(10);
+/// How long after the start channels that are still to be opened keep the server from being ready.
+/// One that has failed to open is its account's own matter: no tenant takes the server out of service.
+const OPENING_MAX: Duration = Duration::from_secs(10);
+
+/// Most channels that a look at the readiness names.
+const WARNINGS_MAX: usize = 10;
 
 /// The server.
 #[derive(Serialize, ToSchema)]
@@ -124,18 +126,19 @@ pub(crate) async fn readyz(call: Call) -> Answer {
     if app.shutdown.is_cancelled() {
         reasons.push("the server is shutting down".to_owned());
     }
-    let problems = app.services.channels.problems().await;
-    let settled = app.settled.load(Ordering::Acquire) || app.started.elapsed() > SETTLE;
-    let mut warnings = app.platform().history.warnings();
-    if problems.is_empty() {
-        if reasons.is_empty() {
-            app.settled.store(true, Ordering::Release);
-        }
-    } else if settled {
-        // Names of channels are their accounts' own: only how many is told here.
-        warnings.push(format!("{} channels do not listen; see their status", problems.len()));
-    } else {
-        reasons.push(format!("{} channels do not listen yet", problems.len()));
+    let channels = &app.services.channels;
+    if !channels.opened().await && app.started.elapsed() < OPENING_MAX {
+        reasons.push("channels are being opened".to_owned());
+    }
+    let problems = channels.problems().await;
+    // The reason is for the channel's account: this is for anyone, and it may name files.
+    let name = |problem: &String| {
+        let channel = problem.split(": ").next().unwrap_or_default();
+        format!("{channel} does not listen; see its status")
+    };
+    let mut warnings: Vec<String> = problems.iter().take(WARNINGS_MAX).map(name).collect();
+    if let Some(more @ 1..) = problems.len().checked_sub(WARNINGS_MAX) {
+        warnings.push(format!("{more} more channels do not listen"));
     }
     let ready = reasons.is_empty();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

@@ -35,14 +35,19 @@ async fn health_metrics_and_description_are_for_anyone() {
 async fn readiness_waits_for_channels_but_no_tenant_can_take_it_away() {
     let bench = Bench::start().await;
     let anyone = bench.anyone();
-    *bench.channels.problems.lock() = vec!["channel x: port in use".to_owned()];
+    *bench.channels.opening.lock() = true;
     let not_yet = anyone.get("/readyz").await.expect(503);
-    assert!(not_yet["reasons"][0].as_str().unwrap().contains("do not listen"), "{not_yet}");
-    bench.channels.problems.lock().clear();
-    anyone.get("/readyz").await.expect(200);
-    *bench.channels.problems.lock() = vec!["channel y: port in use".to_owned()];
-    let later = anyone.get("/readyz").await.expect(200);
-    assert_eq!(later["warnings"].as_array().unwrap().len(), 1);
+    assert!(not_yet["reasons"][0].as_str().unwrap().contains("being opened"), "{not_yet}");
+    // One that has failed is known to have: nothing is waited for, and it is named, but not the
+    // reason, which is its account's own.
+    *bench.channels.opening.lock() = false;
+    let failed = |n: u32| format!("channel {n}: cannot listen on /secret");
+    *bench.channels.problems.lock() = vec![failed(7)];
+    let ready = anyone.get("/readyz").await.expect(200);
+    assert_eq!(ready["warnings"], json!(["channel 7 does not listen; see its status"]));
+    *bench.channels.problems.lock() = (0..12).map(failed).collect();
+    let ready = anyone.get("/readyz").await.expect(200);
+    assert_eq!(ready["warnings"][10], "2 more channels do not listen");
 }
 
 #[tokio::test]

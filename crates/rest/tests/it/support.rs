@@ -40,6 +40,7 @@ pub const TENANT: [Scope; 5] =
 pub struct Channels {
     pub connections: Mutex<Vec<(AccountId, ConnectionInfo)>>,
     pub problems: Mutex<Vec<String>>,
+    pub opening: Mutex<bool>,
 }
 
 #[async_trait]
@@ -67,6 +68,10 @@ impl ChannelControl for Channels {
         let before = held.len();
         held.retain(|(of, info)| (*of, info.channel, info.id) != (account, channel, connection));
         held.len() < before
+    }
+
+    async fn opened(&self) -> bool {
+        !*self.opening.lock()
     }
 
     async fn problems(&self) -> Vec<String> {
