@@ -111,41 +111,32 @@ pub(crate) struct ChannelInput {
     labels: Labels,
 }
 
+/// A `$to` of the members that channel and input share, taken from `$from`, and of those that follow.
+macro_rules! with_members {
+    ($to:ident, $from:expr, $($more:tt)*) => {{
+        let from = $from;
+        $to {
+            name: from.name,
+            protocol: from.protocol,
+            transport: from.transport,
+            listen: from.listen,
+            enabled: from.enabled,
+            auto_register: from.auto_register,
+            idle_timeout_s: from.idle_timeout_s,
+            connections_max: from.connections_max,
+            frame_bytes_max: from.frame_bytes_max,
+            connection_bytes_per_s_max: from.connection_bytes_per_s_max,
+            tls_certificate: from.tls_certificate,
+            tls_key: from.tls_key,
+            labels: from.labels,
+            $($more)*
+        }
+    }};
+}
+
 impl ChannelInput {
     fn of(channel: &Channel) -> Self {
-        let Channel {
-            id: _,
-            account: _,
-            name,
-            protocol,
-            transport,
-            listen,
-            enabled,
-            auto_register,
-            idle_timeout_s,
-            connections_max,
-            frame_bytes_max,
-            connection_bytes_per_s_max,
-            tls_certificate,
-            tls_key,
-            labels,
-            created_at: _,
-        } = channel.clone();
-        Self {
-            name,
-            protocol,
-            transport,
-            listen,
-            enabled,
-            auto_register,
-            idle_timeout_s,
-            connections_max,
-            frame_bytes_max,
-            connection_bytes_per_s_max,
-            tls_certificate,
-            tls_key,
-            labels,
-        }
+        with_members!(Self, channel.clone(),)
     }
 
     /// Checks it, and puts the address into its one form; `before` is what was there.
@@ -207,37 +198,7 @@ impl ChannelInput {
     }
 
     fn onto(self, channel: Channel) -> Channel {
-        let Self {
-            name,
-            protocol,
-            transport,
-            listen,
-            enabled,
-            auto_register,
-            idle_timeout_s,
-            connections_max,
-            frame_bytes_max,
-            connection_bytes_per_s_max,
-            tls_certificate,
-            tls_key,
-            labels,
-        } = self;
-        Channel {
-            name,
-            protocol,
-            transport,
-            listen,
-            enabled,
-            auto_register,
-            idle_timeout_s,
-            connections_max,
-            frame_bytes_max,
-            connection_bytes_per_s_max,
-            tls_certificate,
-            tls_key,
-            labels,
-            ..channel
-        }
+        with_members!(Channel, self, ..channel)
     }
 
     /// Whether its protocol can be carried so.
@@ -290,25 +251,8 @@ pub(crate) async fn create(ctx: Ctx) -> Answer {
     input.check_transport(&ctx).await?;
     let clock = &ctx.app.platform().clock;
     let now = clock.now();
-    let blank = Channel {
-        id: ChannelId::new(now, clock.random()),
-        account: ctx.account(),
-        name: String::new(),
-        protocol: String::new(),
-        transport: input.transport,
-        listen: String::new(),
-        enabled: true,
-        auto_register: false,
-        idle_timeout_s: 0,
-        connections_max: 0,
-        frame_bytes_max: 0,
-        connection_bytes_per_s_max: 0,
-        tls_certificate: None,
-        tls_key: None,
-        labels: Labels::new(),
-        created_at: now,
-    };
-    let channel = input.onto(blank);
+    let id = ChannelId::new(now, clock.random());
+    let channel = with_members!(Channel, input, id, account: ctx.account(), created_at: now);
     let registry = ctx.app.registry();
     let made = registry.create_object(ctx.account(), &channel, &ctx.identity.actor).await?;
     let etag = format!("\"{}\"", made.revision);
