@@ -136,7 +136,8 @@ pub(crate) async fn readyz(call: Call) -> Answer {
         let channel = problem.split(": ").next().unwrap_or_default();
         format!("{channel} does not listen; see its status")
     };
-    let mut warnings: Vec<String> = problems.iter().take(WARNINGS_MAX).map(name).collect();
+    let mut warnings = app.platform().history.warnings();
+    warnings.extend(problems.iter().take(WARNINGS_MAX).map(name));
     if let Some(more @ 1..) = problems.len().checked_sub(WARNINGS_MAX) {
         warnings.push(format!("{more} more channels do not listen"));
     }
