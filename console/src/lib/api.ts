@@ -38,7 +38,8 @@ export interface Device {
   labels: Labels;
   created_at: string;
   revision: number;
-  online: boolean;
+  /** Null while it is not known. */
+  online: boolean | null;
   seen_at: string | null;
 }
 

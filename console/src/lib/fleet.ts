@@ -192,7 +192,8 @@ export class Fleet {
     row.kind = device.type;
     row.labels = device.labels ?? {};
     row.hay = hayOf({ ...device, name: row.name });
-    this.setOnline(row, device.online);
+    // Null while it is not known: what is shown stays.
+    if (device.online !== null) this.setOnline(row, device.online);
     row.seen_ms = Math.max(row.seen_ms, ms(device.seen_at));
     return row;
   }

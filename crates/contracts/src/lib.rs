@@ -16,6 +16,7 @@ pub mod conformance;
 pub mod history;
 pub mod registry;
 pub mod state;
+pub mod status;
 
 use std::sync::Arc;
 
@@ -27,7 +28,8 @@ pub use history::{History, HistoryError, HistoryStats, Order, Query, Retention};
 pub use registry::{
     Actor, Audit, AuditAction, Draft, Kind, Page, Record, Registry, RegistryError, RegistryExt,
 };
-pub use state::{LastValue, MemoryState, Presence, State};
+pub use state::{Changes, LastValue, LastValues, MemoryState, Presence, State, StateError};
+pub use status::{Status, StatusChange, StatusFilter, StatusTable, StatusValue, StatusWatch};
 
 /// The contracts that a service is given.
 #[derive(Clone)]

@@ -1,12 +1,16 @@
 //! `State`: what is known of each device now.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use fieldline_model::{
-    AccountId, ConnectionId, DeviceId, ParamName, SeriesKind, Stored, Timestamp, Value,
+    AccountId, ConnectionId, DeviceId, ParamName, Series, SeriesKind, Stored, Timestamp, Value,
 };
 use parking_lot::RwLock;
+
+use crate::status::{Status, StatusFilter, StatusTable, StatusWatch};
+use crate::{History, HistoryError};
 
 /// The newest value of a parameter.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +26,10 @@ pub struct LastValue {
 pub struct Presence {
     /// Its connection, if it has one.
     pub connection: Option<ConnectionId>,
+    /// Orders its connections, present or last.
+    pub epoch: u64,
+    /// The node that holds or held its connection; `None` where there is but one.
+    pub node: Option<String>,
     /// The address of its connection, present or last.
     pub peer: Option<String>,
     /// When it last connected or disconnected.
@@ -30,78 +38,208 @@ pub struct Presence {
     pub seen_at: Option<Timestamp>,
 }
 
-/// Holds last values and presence. Values of one device never go back in time.
+/// Why the state refused or could not be asked. A variant exists only where a caller acts differently.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// It cannot be reached, or does not hold the truth yet. The same call may succeed later. What
+    /// was to be written is made good by the backend itself once it is back.
+    #[error("last values are not available: {0}")]
+    Unavailable(String),
+    /// A newer epoch has written: the caller owns this no more, and must stop acting for it.
+    #[error("epoch {given} of `{key}` is over: epoch {present} has written since")]
+    Superseded {
+        /// What is owned.
+        key: String,
+        /// The caller's epoch.
+        given: u64,
+        /// The newest that has written.
+        present: u64,
+    },
+    /// It is not possible, now or later: a limit is reached or a name is none.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl StateError {
+    /// Stable label for metrics and answers.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Unavailable(_) => "state_unavailable",
+            Self::Superseded { .. } => "state_superseded",
+            Self::Refused(_) => "state_refused",
+        }
+    }
+}
+
+/// What changed: parameters of devices.
+pub type Changes = Vec<(AccountId, DeviceId, Vec<ParamName>)>;
+
+/// Last values by name.
+pub type LastValues = BTreeMap<ParamName, LastValue>;
+
+/// Holds last values, presence and module status. Values of one device never go back in time.
+///
+/// Every answer is the truth as far as it was written, or [`StateError::Unavailable`]: a backend
+/// that lost its memory, or is being filled anew, does not answer as if there were nothing.
 #[async_trait]
 pub trait State: Send + Sync + 'static {
     /// Takes over the values of `messages`; for each parameter the newest
     /// timestamp wins, and of equal ones the later message. Other series than
     /// messages are passed over. Returns those that did change something.
-    async fn apply(&self, messages: &[Stored]) -> Vec<(AccountId, DeviceId, Vec<ParamName>)>;
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Unavailable`], within a bounded time: the messages are stored, so they may be
+    /// acknowledged all the same; the backend takes them over by itself when it can.
+    async fn apply(&self, messages: &[Stored]) -> Result<Changes, StateError>;
 
     /// The last values of a device, by name.
-    async fn get(&self, account: AccountId, device: DeviceId) -> BTreeMap<ParamName, LastValue>;
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Unavailable`].
+    async fn get(&self, account: AccountId, device: DeviceId) -> Result<LastValues, StateError>;
 
     /// One last value of a device.
-    async fn value(&self, account: AccountId, device: DeviceId, param: &str) -> Option<LastValue> {
-        self.get(account, device).await.remove(param)
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Unavailable`].
+    async fn value(
+        &self,
+        account: AccountId,
+        device: DeviceId,
+        param: &str,
+    ) -> Result<Option<LastValue>, StateError> {
+        Ok(self.get(account, device).await?.remove(param))
     }
 
     /// The last values of several devices at once; only `params` if any are named.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Unavailable`].
     async fn get_many(
         &self,
         account: AccountId,
         devices: &[DeviceId],
         params: &[ParamName],
-    ) -> Vec<(DeviceId, BTreeMap<ParamName, LastValue>)>;
+    ) -> Result<Vec<(DeviceId, LastValues)>, StateError>;
 
-    /// Sets one value, at the rebuild from history.
-    fn restore(
-        &self,
-        account: AccountId,
-        device: DeviceId,
-        name: &ParamName,
-        value: &Value,
-        timestamp: Timestamp,
-    );
-
-    /// Notes that a device connected. The newest connection wins.
+    /// Notes that a device connected to this node. `epoch` orders the connections of a device
+    /// wherever they are, whatever the clocks there say: the later one has the higher, and none is
+    /// 0. Returns false if a later connection, or the end of this one, is known already.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Unavailable`]; the backend notes it by itself when it can.
     async fn connected(
         &self,
         account: AccountId,
         device: DeviceId,
         connection: ConnectionId,
+        epoch: u64,
         peer: String,
         at: Timestamp,
-    );
+    ) -> Result<bool, StateError>;
 
     /// Notes that a connection ended; nothing if another has taken its place.
     /// Returns whether the device is now offline.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Unavailable`]; the backend notes it by itself when it can.
     async fn disconnected(
         &self,
         account: AccountId,
         device: DeviceId,
         connection: ConnectionId,
+        epoch: u64,
         at: Timestamp,
-    ) -> bool;
+    ) -> Result<bool, StateError>;
 
-    /// Whether a device is connected.
-    async fn presence(&self, account: AccountId, device: DeviceId) -> Presence;
+    /// Whether a device is connected. A connection of a node that died counts for a bounded time.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Unavailable`].
+    async fn presence(&self, account: AccountId, device: DeviceId) -> Result<Presence, StateError>;
 
     /// Presence of several devices at once.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Unavailable`].
     async fn presence_many(
         &self,
         account: AccountId,
         devices: &[DeviceId],
-    ) -> Vec<(DeviceId, Presence)>;
+    ) -> Result<Vec<(DeviceId, Presence)>, StateError>;
 
     /// Forgets a device.
-    async fn forget(&self, account: AccountId, device: DeviceId);
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Unavailable`]; the backend forgets it by itself when it can.
+    async fn forget(&self, account: AccountId, device: DeviceId) -> Result<(), StateError>;
+
+    /// Sets a value of the status of the module `key`, as its owner since `epoch`. Returns whether
+    /// it changed. Refused for good to an epoch older than one that has written.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Superseded`], [`StateError::Refused`] (see [`crate::status`] for the limits),
+    /// [`StateError::Unavailable`]: not written; the owner sets it again.
+    async fn status_set(
+        &self,
+        account: AccountId,
+        key: &str,
+        epoch: u64,
+        name: &str,
+        value: &Value,
+    ) -> Result<bool, StateError>;
+
+    /// The status of a module.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Unavailable`].
+    async fn status_get(&self, account: AccountId, key: &str) -> Result<Status, StateError>;
+
+    /// Ends the status of a module that is no more, as its owner.
+    ///
+    /// # Errors
+    ///
+    /// As [`State::status_set`].
+    async fn status_clear(
+        &self,
+        account: AccountId,
+        key: &str,
+        epoch: u64,
+    ) -> Result<(), StateError>;
+
+    /// Watches the status of an account's modules: first what is there, then what changes. A
+    /// watcher may miss values in between, never the newest; see [`crate::StatusChange`].
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Unavailable`] only if it has closed: a watch waits by itself.
+    async fn status_watch(
+        &self,
+        account: AccountId,
+        filter: StatusFilter,
+    ) -> Result<Box<dyn StatusWatch>, StateError>;
 }
 
 /// Most bytes of names and contents of one device's last values. A value that
 /// does not fit is in history only. Backends and the store's own summary of
 /// last values keep the same bound.
 pub const DEVICE_BYTES_MAX: usize = 256 << 10;
+
+/// Most parameters of one device; further names are in history only.
+pub const PARAMS_MAX: usize = 4_096;
 
 #[derive(Default)]
 struct DeviceState {
@@ -110,8 +248,9 @@ struct DeviceState {
     presence: Presence,
 }
 
-/// Bytes that a value counts for.
-fn cost(name: &ParamName, value: &Value) -> usize {
+/// Bytes that a value counts for in [`DEVICE_BYTES_MAX`].
+#[must_use]
+pub fn cost(name: &ParamName, value: &Value) -> usize {
     name.as_str().len() + 16 + value.heap_bytes()
 }
 
@@ -125,8 +264,7 @@ impl DeviceState {
             None => 0,
         };
         let after = self.bytes - before + cost(name, value);
-        let fits = after <= DEVICE_BYTES_MAX
-            && (before > 0 || self.values.len() < MemoryState::PARAMS_MAX);
+        let fits = after <= DEVICE_BYTES_MAX && (before > 0 || self.values.len() < PARAMS_MAX);
         if !fits {
             if self.values.remove(name).is_some() {
                 self.bytes -= before;
@@ -150,16 +288,50 @@ type Shard = HashMap<(AccountId, DeviceId), DeviceState>;
 /// State in memory; rebuilt from history at start.
 pub struct MemoryState {
     shards: Vec<RwLock<Shard>>,
+    status: RwLock<HashMap<AccountId, Arc<StatusTable>>>,
 }
 
 impl MemoryState {
-    /// Most parameters of one device; further names are in history only.
-    pub const PARAMS_MAX: usize = 4_096;
-
     /// An empty state.
     #[must_use]
     pub fn new() -> Self {
-        Self { shards: (0..64).map(|_| RwLock::default()).collect() }
+        Self { shards: (0..64).map(|_| RwLock::default()).collect(), status: RwLock::default() }
+    }
+
+    /// Takes over the last values that `history` has: at start.
+    ///
+    /// # Errors
+    ///
+    /// As [`History::last_values`].
+    pub async fn rebuild(&self, history: &dyn History) -> Result<(), HistoryError> {
+        let mut visit = |series: Series, name: &ParamName, value: &Value, timestamp: Timestamp| {
+            if series.kind == SeriesKind::Message {
+                self.restore(series.account, DeviceId(series.object), name, value, timestamp);
+            }
+        };
+        history.last_values(&mut visit).await
+    }
+
+    /// Sets one value, as read from history.
+    pub fn restore(
+        &self,
+        account: AccountId,
+        device: DeviceId,
+        name: &ParamName,
+        value: &Value,
+        timestamp: Timestamp,
+    ) {
+        let mut shard = self.shard(device).write();
+        let state = shard.entry((account, device)).or_default();
+        state.set(name, value, timestamp);
+        state.presence.seen_at = state.presence.seen_at.max(Some(timestamp));
+    }
+
+    fn table(&self, account: AccountId) -> Arc<StatusTable> {
+        if let Some(table) = self.status.read().get(&account) {
+            return Arc::clone(table);
+        }
+        Arc::clone(self.status.write().entry(account).or_default())
     }
 
     fn shard(&self, device: DeviceId) -> &RwLock<Shard> {
@@ -178,7 +350,7 @@ impl Default for MemoryState {
 
 #[async_trait]
 impl State for MemoryState {
-    async fn apply(&self, messages: &[Stored]) -> Vec<(AccountId, DeviceId, Vec<ParamName>)> {
+    async fn apply(&self, messages: &[Stored]) -> Result<Changes, StateError> {
         let mut changes = Vec::new();
         for message in messages.iter().filter(|m| m.series().kind == SeriesKind::Message) {
             let (account, device) = (message.series().account, DeviceId(message.series().object));
@@ -193,16 +365,22 @@ impl State for MemoryState {
                 changes.push((account, device, changed));
             }
         }
-        changes
+        Ok(changes)
     }
 
-    async fn get(&self, account: AccountId, device: DeviceId) -> BTreeMap<ParamName, LastValue> {
+    async fn get(&self, account: AccountId, device: DeviceId) -> Result<LastValues, StateError> {
         let shard = self.shard(device).read();
-        shard.get(&(account, device)).map(|state| state.values.clone()).unwrap_or_default()
+        Ok(shard.get(&(account, device)).map(|state| state.values.clone()).unwrap_or_default())
     }
 
-    async fn value(&self, account: AccountId, device: DeviceId, param: &str) -> Option<LastValue> {
-        self.shard(device).read().get(&(account, device))?.values.get(param).cloned()
+    async fn value(
+        &self,
+        account: AccountId,
+        device: DeviceId,
+        param: &str,
+    ) -> Result<Option<LastValue>, StateError> {
+        let shard = self.shard(device).read();
+        Ok(shard.get(&(account, device)).and_then(|state| state.values.get(param)).cloned())
     }
 
     async fn get_many(
@@ -210,7 +388,7 @@ impl State for MemoryState {
         account: AccountId,
         devices: &[DeviceId],
         params: &[ParamName],
-    ) -> Vec<(DeviceId, BTreeMap<ParamName, LastValue>)> {
+    ) -> Result<Vec<(DeviceId, LastValues)>, StateError> {
         let read = |device: &DeviceId| {
             let shard = self.shard(*device).read();
             let Some(state) = shard.get(&(account, *device)) else {
@@ -223,21 +401,7 @@ impl State for MemoryState {
                 params.iter().filter_map(|n| Some((n.clone(), state.values.get(n)?.clone())));
             (*device, wanted.collect())
         };
-        devices.iter().map(read).collect()
-    }
-
-    fn restore(
-        &self,
-        account: AccountId,
-        device: DeviceId,
-        name: &ParamName,
-        value: &Value,
-        timestamp: Timestamp,
-    ) {
-        let mut shard = self.shard(device).write();
-        let state = shard.entry((account, device)).or_default();
-        state.set(name, value, timestamp);
-        state.presence.seen_at = state.presence.seen_at.max(Some(timestamp));
+        Ok(devices.iter().map(read).collect())
     }
 
     async fn connected(
@@ -245,14 +409,21 @@ impl State for MemoryState {
         account: AccountId,
         device: DeviceId,
         connection: ConnectionId,
+        epoch: u64,
         peer: String,
         at: Timestamp,
-    ) {
+    ) -> Result<bool, StateError> {
         let mut shard = self.shard(device).write();
         let presence = &mut shard.entry((account, device)).or_default().presence;
+        let again = presence.epoch == epoch && presence.connection == Some(connection);
+        if presence.epoch >= epoch && !again {
+            return Ok(false);
+        }
         presence.connection = Some(connection);
+        presence.epoch = epoch;
         presence.peer = Some(peer);
         presence.changed_at = Some(at);
+        Ok(true)
     }
 
     async fn disconnected(
@@ -260,39 +431,76 @@ impl State for MemoryState {
         account: AccountId,
         device: DeviceId,
         connection: ConnectionId,
+        epoch: u64,
         at: Timestamp,
-    ) -> bool {
+    ) -> Result<bool, StateError> {
         let mut shard = self.shard(device).write();
-        match shard.get_mut(&(account, device)) {
-            Some(state) if state.presence.connection == Some(connection) => {
-                state.presence.connection = None;
-                state.presence.changed_at = Some(at);
-                true
-            }
-            _ => false,
+        let presence = &mut shard.entry((account, device)).or_default().presence;
+        let holds = presence.epoch == epoch && presence.connection == Some(connection);
+        // Later than all that is known: its beginning was not, and does not count any more.
+        if !holds && presence.epoch >= epoch {
+            return Ok(false);
         }
+        presence.connection = None;
+        presence.epoch = epoch;
+        presence.changed_at = Some(at);
+        Ok(true)
     }
 
-    async fn presence(&self, account: AccountId, device: DeviceId) -> Presence {
+    async fn presence(&self, account: AccountId, device: DeviceId) -> Result<Presence, StateError> {
         let shard = self.shard(device).read();
-        shard.get(&(account, device)).map(|state| state.presence.clone()).unwrap_or_default()
+        Ok(shard.get(&(account, device)).map(|state| state.presence.clone()).unwrap_or_default())
     }
 
     async fn presence_many(
         &self,
         account: AccountId,
         devices: &[DeviceId],
-    ) -> Vec<(DeviceId, Presence)> {
+    ) -> Result<Vec<(DeviceId, Presence)>, StateError> {
         let read = |device: &DeviceId| {
             let shard = self.shard(*device).read();
             let presence = shard.get(&(account, *device)).map(|state| state.presence.clone());
             (*device, presence.unwrap_or_default())
         };
-        devices.iter().map(read).collect()
+        Ok(devices.iter().map(read).collect())
     }
 
-    async fn forget(&self, account: AccountId, device: DeviceId) {
+    async fn forget(&self, account: AccountId, device: DeviceId) -> Result<(), StateError> {
         self.shard(device).write().remove(&(account, device));
+        Ok(())
+    }
+
+    async fn status_set(
+        &self,
+        account: AccountId,
+        key: &str,
+        epoch: u64,
+        name: &str,
+        value: &Value,
+    ) -> Result<bool, StateError> {
+        self.table(account).write(key, epoch, name, value)
+    }
+
+    async fn status_get(&self, account: AccountId, key: &str) -> Result<Status, StateError> {
+        let table = self.status.read().get(&account).cloned();
+        Ok(table.map(|table| table.read(key)).unwrap_or_default())
+    }
+
+    async fn status_clear(
+        &self,
+        account: AccountId,
+        key: &str,
+        epoch: u64,
+    ) -> Result<(), StateError> {
+        self.table(account).clear(key, epoch)
+    }
+
+    async fn status_watch(
+        &self,
+        account: AccountId,
+        filter: StatusFilter,
+    ) -> Result<Box<dyn StatusWatch>, StateError> {
+        Ok(self.table(account).watch(filter))
     }
 }
 

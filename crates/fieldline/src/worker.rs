@@ -12,7 +12,6 @@ use fieldline_contracts::{
 use fieldline_gateway::{Gateway, GatewayConfig};
 use fieldline_ingest::Ingest;
 use fieldline_mdb::{Mdb, MdbConfig};
-use fieldline_model::{DeviceId, ParamName, Series, SeriesKind, Timestamp, Value};
 use fieldline_mqtt::MqttConfig;
 use fieldline_rest::{RestConfig, RestListener, SystemInfo};
 use fieldline_router::LocalCommands;
@@ -98,8 +97,10 @@ async fn serve(
         Mdb::open(data.join("messages"), store_config(&config), Arc::clone(&clock))
             .map_err(setup)?,
     );
-    let state: Arc<dyn State> = Arc::new(MemoryState::new());
-    rebuild(&*history, &*state).await?;
+    let memory = MemoryState::new();
+    let rebuilt = memory.rebuild(&*history).await;
+    rebuilt.map_err(|error| Failure::Running(format!("reading last values: {error}")))?;
+    let state: Arc<dyn State> = Arc::new(memory);
     let commands = LocalCommands::new(Arc::clone(&registry), Arc::clone(&clock));
     let platform = Platform {
         registry,
@@ -367,15 +368,4 @@ fn store_config(config: &Config) -> MdbConfig {
         memtable_bytes_max: config.store.memory_bytes_max,
         ..MdbConfig::default()
     }
-}
-
-/// Fills the state with the last values that the store has.
-async fn rebuild(history: &dyn History, state: &dyn State) -> Result<(), Failure> {
-    let mut visit = |series: Series, name: &ParamName, value: &Value, timestamp: Timestamp| {
-        if series.kind == SeriesKind::Message {
-            state.restore(series.account, DeviceId(series.object), name, value, timestamp);
-        }
-    };
-    let rebuilt = history.last_values(&mut visit).await;
-    rebuilt.map_err(|error| Failure::Running(format!("reading last values: {error}")))
 }

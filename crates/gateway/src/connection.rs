@@ -24,6 +24,8 @@ pub(crate) struct Connection {
     /// The address it comes from; over UDP the one last heard of.
     peer: Mutex<SocketAddr>,
     device: Mutex<Option<Arc<Device>>>,
+    /// Orders it among the connections of its device; 0 before it has one.
+    epoch: AtomicU64,
     received_at_us: AtomicI64,
     received_bytes: AtomicU64,
     sent_bytes: AtomicU64,
@@ -50,6 +52,7 @@ impl Connection {
             connected_at,
             peer: Mutex::new(peer),
             device: Mutex::new(None),
+            epoch: AtomicU64::new(0),
             received_at_us: AtomicI64::new(0),
             received_bytes: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
@@ -101,6 +104,15 @@ impl Connection {
 
     pub(crate) fn set_device(&self, device: Option<Arc<Device>>) {
         *self.device.lock() = device;
+    }
+
+    /// When it took its device, in the order of all connections that ever had it.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_epoch(&self, epoch: u64) {
+        self.epoch.store(epoch, Ordering::Release);
     }
 
     pub(crate) fn note_received(&self, bytes: usize, at: Timestamp) {

@@ -4,11 +4,13 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use fieldline_contracts::{HistoryError, Outcome, Platform, RegistryError, SessionHandle};
+use fieldline_contracts::{
+    HistoryError, Outcome, Platform, RegistryError, SessionHandle, StateError,
+};
 use fieldline_ingest::{Ingest, RegisterError, own_params};
 use fieldline_model::{
     AccountId, ChannelId, CloseCode, Command, CommandId, ConnectionId, Device, Event, EventKind,
@@ -115,6 +117,8 @@ pub(crate) struct Shared {
     /// The limit on the operator's log lines about what could not be stored or looked up.
     failures: RefusalLimit,
     total: AtomicUsize,
+    /// The epoch of the connection that takes a device next.
+    epochs: AtomicU64,
 }
 
 /// A connection's place under the limits, given back when dropped.
@@ -136,6 +140,8 @@ impl Drop for Place {
 
 impl Shared {
     pub(crate) fn new(config: GatewayConfig, ingest: Ingest) -> Self {
+        // Above those of an earlier run of this process.
+        let first = u64::try_from(ingest.now().as_micros()).unwrap_or(0).max(1);
         Self {
             config,
             ingest,
@@ -146,6 +152,7 @@ impl Shared {
             metrics: Metrics::new(),
             failures: RefusalLimit::of(1.0),
             total: AtomicUsize::new(0),
+            epochs: AtomicU64::new(first),
         }
     }
 
@@ -263,7 +270,12 @@ impl Shared {
         let (account, peer, now) = (device.account, connection.peer(), self.now());
         let turn = self.directory.turn(device.id).await;
         let before = self.directory.claim(device.id, connection);
-        state.connected(account, device.id, connection.id, peer.to_string(), now).await;
+        let epoch = self.epochs.fetch_add(1, Ordering::AcqRel);
+        connection.set_epoch(epoch);
+        let peer_text = peer.to_string();
+        let noted = state.connected(account, device.id, connection.id, epoch, peer_text, now).await;
+        // The state notes it by itself when it can: no reason to put a device off.
+        self.state_noted(noted.map(|_| ()));
         // Within the turn as well: who comes later is the newer one here too.
         let handle = commands.attach(account, device.id, connection.id).await;
         drop(turn);
@@ -296,7 +308,11 @@ impl Shared {
         let mut offline = self.directory.release(device.id, connection);
         if offline {
             let state = &self.platform().state;
-            offline = state.disconnected(account, device.id, connection.id, now).await;
+            let epoch = connection.epoch();
+            let noted = state.disconnected(account, device.id, connection.id, epoch, now).await;
+            // Unknown to the state, the directory's word counts.
+            offline = *noted.as_ref().unwrap_or(&true);
+            self.state_noted(noted.map(|_| ()));
         }
         drop(turn);
         let line = Line::new("closed").connection(connection).close(end.code).text(&end.text);
@@ -309,6 +325,14 @@ impl Shared {
             ]);
             event.params = event.params.into_iter().chain(close).collect();
             self.ingest.event(event).await;
+        }
+    }
+
+    fn state_noted(&self, noted: Result<(), StateError>) {
+        let Err(error) = noted else { return };
+        metrics::counter!("fieldline_gateway_presence_failures_total").increment(1);
+        if let Some(suppressed) = self.failures.allow() {
+            tracing::warn!(%error, suppressed, "presence is noted later");
         }
     }
 

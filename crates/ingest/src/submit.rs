@@ -1,10 +1,11 @@
 //! The one way in: validate, append, apply, publish.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fieldline_contracts::history::BATCH_MAX;
-use fieldline_contracts::{BusItem, History, HistoryError, Platform};
+use fieldline_contracts::{BusItem, Changes, History, HistoryError, Platform, StateError};
 use fieldline_model::{
     Accepted, AccountId, Cursor, Decoded, DeviceId, ParamName, Params, Receipt, Series, Stored,
     Timestamp,
@@ -31,6 +32,10 @@ pub(crate) struct Counters {
     duplicates: Counter,
     rejected: Counter,
     append_seconds: Histogram,
+    /// Batches that last values could not take over at once.
+    state_failures: Counter,
+    /// Whether the last one could not: an outage is logged once.
+    state_fails: AtomicBool,
 }
 
 impl Counters {
@@ -40,6 +45,8 @@ impl Counters {
             duplicates: metrics::counter!("fieldline_ingest_duplicates_total"),
             rejected: metrics::counter!("fieldline_ingest_rejected_total"),
             append_seconds: metrics::histogram!("fieldline_ingest_append_seconds"),
+            state_failures: metrics::counter!("fieldline_ingest_state_failures_total"),
+            state_fails: AtomicBool::new(false),
         }
     }
 }
@@ -78,7 +85,8 @@ pub(crate) async fn append_patiently(
 impl Ingest {
     /// Takes what a device said. When this returns `Ok` the messages are
     /// durable, last values have them and subscribers were told: the link may
-    /// acknowledge.
+    /// acknowledge. If last values cannot be reached, they have them later: that
+    /// keeps no device waiting.
     ///
     /// Batches of one device are taken one after the other, in the order of
     /// the calls. Batches of different devices meet in one group commit.
@@ -164,7 +172,7 @@ impl Ingest {
         let stored: Arc<[Stored]> = stored.into();
         let mut items = Vec::with_capacity(2);
         if !stored.is_empty() {
-            for (_, _, names) in state.apply(&stored).await {
+            for (_, _, names) in self.applied(&stored, state.apply(&stored).await) {
                 merge(&mut changed, names);
             }
             items.push(BusItem::Messages { device, messages: stored });
@@ -193,7 +201,16 @@ impl Ingest {
             return changed;
         }
         let state = &self.inner.platform.state;
-        let known = state.get(account, device).await;
+        let known = match state.get(account, device).await {
+            Ok(known) => known,
+            // What it knows cannot be asked: it decides by itself, when it is back.
+            Err(_) => {
+                for (_, _, names) in self.applied(again, state.apply(again).await) {
+                    merge(&mut changed, names);
+                }
+                return changed;
+            }
+        };
         for message in again {
             let newer: Params = message
                 .params()
@@ -209,11 +226,40 @@ impl Ingest {
             let (timestamp, received) = (message.timestamp(), message.received());
             let cursor = Cursor::default();
             let part = Stored::read_back(message.series(), timestamp, received, newer, cursor);
-            for (_, _, names) in state.apply(std::slice::from_ref(&part)).await {
+            let part = std::slice::from_ref(&part);
+            for (_, _, names) in self.applied(part, state.apply(part).await) {
                 merge(&mut changed, names);
             }
         }
         changed
+    }
+
+    /// What changed by `messages`. If last values could not take them over, everything in them may
+    /// have: who follows last values reads them when they are back.
+    fn applied(&self, messages: &[Stored], result: Result<Changes, StateError>) -> Changes {
+        let Counters { state_failures, state_fails, .. } = &self.inner.counters;
+        let error = match result {
+            Ok(changes) => {
+                // Read first: the common case writes nothing that is shared.
+                if state_fails.load(Ordering::Relaxed) && state_fails.swap(false, Ordering::AcqRel)
+                {
+                    tracing::info!("last values take over what comes in again");
+                }
+                return changes;
+            }
+            Err(error) => error,
+        };
+        state_failures.increment(1);
+        if !state_fails.swap(true, Ordering::AcqRel) {
+            tracing::warn!(%error, "last values are behind; messages are stored and acknowledged");
+        }
+        let names = |message: &Stored| message.params().iter().map(|(n, _)| n.clone()).collect();
+        let of = |message: &Stored| (message.series().account, DeviceId(message.series().object));
+        let changed = messages.iter().map(|message| {
+            let (account, device) = of(message);
+            (account, device, names(message))
+        });
+        changed.collect()
     }
 
     fn log_rejected(&self, account: AccountId, device: DeviceId, at: Timestamp, reason: &str) {

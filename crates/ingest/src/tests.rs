@@ -64,7 +64,7 @@ fn message(second: i64, speed: i64) -> Decoded {
 }
 
 async fn speed(world: &World) -> Option<i64> {
-    let values = world.ingest.platform().state.get(world.account, world.device).await;
+    let values = world.ingest.platform().state.get(world.account, world.device).await.unwrap();
     values.get("position.speed").and_then(|last| last.value.as_i64())
 }
 

@@ -8,12 +8,12 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use fieldline_auth::Identity;
-use fieldline_contracts::{Bus, BusItem, LastValue, State, TopicFilter};
+use fieldline_contracts::{Bus, BusItem, LastValue, State, StateError, TopicFilter};
 use fieldline_model::{AccountId, DeviceId, Event, Scope, SeriesKind, Stored};
 use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -88,6 +88,8 @@ pub(crate) struct Hub {
     config: Arc<MqttConfig>,
     bus: Arc<dyn Bus>,
     state: Arc<dyn State>,
+    /// Whether last values could not be read when last asked for: an outage is logged once.
+    state_fails: AtomicBool,
     inner: Mutex<Inner>,
     /// Held while the bus is being subscribed to.
     starting: tokio::sync::Mutex<()>,
@@ -112,6 +114,7 @@ impl Hub {
             config,
             bus,
             state,
+            state_fails: AtomicBool::new(false),
             inner: Mutex::default(),
             starting: tokio::sync::Mutex::default(),
             bucket: Mutex::new(Bucket { tokens, at: Instant::now() }),
@@ -456,6 +459,11 @@ impl Hub {
                     return 0;
                 }
                 let states = self.state.get_many(self.account, &[device], &params).await;
+                let Some(states) = self.told(states) else {
+                    // Sessions try until they have sent all last values again.
+                    self.each_member(|member| member.link.mark_stale());
+                    return 0;
+                };
                 let mut deliveries = 0;
                 for (name, last) in states.into_iter().flat_map(|(_, values)| values) {
                     let topic = state_topic(device, name.as_str());
@@ -466,6 +474,28 @@ impl Hub {
                     }
                 }
                 deliveries
+            }
+        }
+    }
+
+    /// What last values answered; `None` if they could not be read, which is logged once an outage.
+    pub(crate) fn told<T>(&self, answer: Result<T, StateError>) -> Option<T> {
+        match answer {
+            Ok(answer) => {
+                // Read first: the common case writes nothing that is shared.
+                if self.state_fails.load(Ordering::Relaxed)
+                    && self.state_fails.swap(false, Ordering::AcqRel)
+                {
+                    tracing::info!(account = %self.account, "last values can be read again");
+                }
+                Some(answer)
+            }
+            Err(error) => {
+                metrics::state_failed();
+                if !self.state_fails.swap(true, Ordering::AcqRel) {
+                    warn!(account = %self.account, %error, "retained last values are sent later");
+                }
+                None
             }
         }
     }

@@ -41,6 +41,11 @@ pub(crate) fn lagged(count: u64) {
     counter!("fieldline_mqtt_bus_lagged_total").increment(count);
 }
 
+/// Last values could not be read: they are sent later.
+pub(crate) fn state_failed() {
+    counter!("fieldline_mqtt_state_failures_total").increment(1);
+}
+
 /// A PUBLISH of a client, by the kind of topic and what became of it.
 pub(crate) fn published(kind: &'static str, reason: Reason) {
     counter!("fieldline_mqtt_publishes_total", "kind" => kind, "result" => reason.code())

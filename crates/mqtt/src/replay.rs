@@ -89,8 +89,9 @@ impl Replay {
         matches!(self.stage, Stage::Done)
     }
 
-    /// The next page; may be empty before the end.
-    pub(crate) async fn page(&mut self, client: &Client) -> Vec<Delivery> {
+    /// The next page; may be empty before the end. `None` if last values cannot be read now: ask
+    /// for the same page again later.
+    pub(crate) async fn page(&mut self, client: &Client) -> Option<Vec<Delivery>> {
         match std::mem::replace(&mut self.stage, Stage::Done) {
             Stage::Client(after) => {
                 let (found, next) = client.hub.retained(&self.filter, after.as_ref(), CLIENT_PAGE);
@@ -99,25 +100,29 @@ impl Replay {
                     None => Self::first_of_state(&self.filter).unwrap_or(Stage::Done),
                 };
                 let seen = found.into_iter().filter(|m| may_see(&client.identity, m.object));
-                seen.map(|message| self.delivery(message)).collect()
+                Some(seen.map(|message| self.delivery(message)).collect())
             }
             Stage::List(after) => {
                 self.stage = self.list(client, after).await;
-                Vec::new()
+                Some(Vec::new())
             }
             Stage::State { mut devices, then } => {
-                let page: Vec<DeviceId> = devices
-                    .drain(..devices.len().min(STATE_PAGE))
-                    .filter(|device| client.identity.may_see(*device))
-                    .collect();
+                let taken: Vec<DeviceId> = devices.drain(..devices.len().min(STATE_PAGE)).collect();
+                let seen = |device: &DeviceId| client.identity.may_see(*device);
+                let page: Vec<DeviceId> = taken.iter().copied().filter(seen).collect();
+                let Some(page) = self.state(client, &page).await else {
+                    taken.into_iter().rev().for_each(|device| devices.push_front(device));
+                    self.stage = Stage::State { devices, then };
+                    return None;
+                };
                 self.stage = match (devices.is_empty(), then) {
                     (false, then) => Stage::State { devices, then },
                     (true, Some(then)) => Stage::List(Some(then)),
                     (true, None) => Stage::Done,
                 };
-                self.state(client, &page).await
+                Some(page)
             }
-            Stage::Done => Vec::new(),
+            Stage::Done => Some(Vec::new()),
         }
     }
 
@@ -147,10 +152,11 @@ impl Replay {
         }
     }
 
-    async fn state(&self, client: &Client, devices: &[DeviceId]) -> Vec<Delivery> {
+    async fn state(&self, client: &Client, devices: &[DeviceId]) -> Option<Vec<Delivery>> {
         let names = self.name.as_slice();
         let state = &client.shared.services.platform.state;
         let values = state.get_many(client.identity.account, devices, names).await;
+        let values = client.hub.told(values)?;
         let mut page = Vec::new();
         for (device, values) in values {
             for (name, last) in values {
@@ -160,7 +166,7 @@ impl Replay {
                 }
             }
         }
-        page
+        Some(page)
     }
 
     fn delivery(&self, message: Arc<Message>) -> Delivery {

@@ -128,6 +128,8 @@ pub(crate) struct Session {
     /// When the client last took something, or had nothing to take.
     progress: Instant,
     paused_until: Option<Instant>,
+    /// When retained last values are tried again that could not be read.
+    replay_after: Option<Instant>,
     /// Whether whole packets may wait in `input`.
     unread: bool,
     unflushed: bool,
@@ -178,6 +180,7 @@ impl Session {
             partial_since: None,
             progress: now,
             paused_until: None,
+            replay_after: None,
             unflushed: false,
             read_next: false,
             told_refused: None,
@@ -252,7 +255,8 @@ impl Session {
     }
 
     fn may_replay(&self) -> bool {
-        let wanted = !self.replays.is_empty() && self.paused_until.is_none();
+        let wanted =
+            !self.replays.is_empty() && self.paused_until.is_none() && self.replay_after.is_none();
         wanted && self.link.len() < REPLAY_QUEUE_LOW
     }
 
@@ -312,7 +316,7 @@ impl Session {
             .filter(|_| self.may_read())
             .map(|since| since + config.packet_timeout);
         let write = (!self.output.is_empty()).then(|| self.progress + config.write_timeout);
-        [keep_alive, packet, write, self.paused_until]
+        [keep_alive, packet, write, self.paused_until, self.replay_after]
             .into_iter()
             .flatten()
             .min()
@@ -322,6 +326,9 @@ impl Session {
     fn overdue(&mut self) -> Option<End> {
         let now = Instant::now();
         let config = &self.client.shared.config;
+        if self.replay_after.is_some_and(|after| after <= now) {
+            self.replay_after = None;
+        }
         if self.paused_until.is_some_and(|until| until <= now) {
             self.paused_until = None;
             // The pause was ours: it does not count against the client.

@@ -135,6 +135,14 @@ impl Ctx {
         if self.identity.may_see(id) { Ok(id) } else { Err(missing("device", self.segment(at))) }
     }
 
+    /// Has last values forget a device that was deleted. If they cannot be reached they do it
+    /// later: what is asked of the registry is done, and does not wait for it.
+    pub(crate) async fn forget(&self, account: AccountId, device: DeviceId) {
+        if let Err(error) = self.app.platform().state.forget(account, device).await {
+            tracing::warn!(%device, %error, "a deleted device is forgotten later");
+        }
+    }
+
     /// Refuses callers who are restricted to some devices.
     pub(crate) fn unrestricted(&self, what: &str) -> Result<(), Problem> {
         if self.identity.sees_all() {

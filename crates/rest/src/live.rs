@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldline_auth::Identity;
-use fieldline_contracts::{BusItem, Lagged, Subscription, Topic, TopicFilter};
+use fieldline_contracts::{BusItem, Lagged, StateError, Subscription, Topic, TopicFilter};
 use fieldline_model::{DeviceId, ParamName, Scope, Stored};
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use hyper::header::{CONNECTION, HeaderValue, ORIGIN, UPGRADE};
@@ -426,7 +426,11 @@ async fn send_batch(
     }
     for (device, params) in states {
         let params: Vec<ParamName> = params.into_iter().collect();
-        let text = push_state(app, identity, device, &params).await;
+        let text = match push_state(app, identity, device, &params).await {
+            Ok(text) => text,
+            // The client reads again what it wants to know, as after any other loss.
+            Err(_) => json!({ "type": "lagged", "dropped": 1 }).to_string(),
+        };
         socket.feed(Message::text(text)).await?;
     }
     socket.flush().await?;
@@ -464,10 +468,10 @@ async fn push_state(
     identity: &Identity,
     device: DeviceId,
     params: &[ParamName],
-) -> String {
+) -> Result<String, StateError> {
     let state = &app.platform().state;
-    let values = state.get_many(identity.account, &[device], params).await;
-    let presence = state.presence(identity.account, device).await;
+    let values = state.get_many(identity.account, &[device], params).await?;
+    let presence = state.presence(identity.account, device).await?;
     let mut out = String::with_capacity(128 + 80 * params.len());
     let online = presence.connection.is_some();
     let written = write!(out, "{{\"type\":\"state\",\"device\":\"{device}\",\"online\":{online}");
@@ -479,7 +483,7 @@ async fn push_state(
         None => out.push_str("{}"),
     }
     out.push('}');
-    out
+    Ok(out)
 }
 
 async fn tell_error(socket: &mut Socket, detail: &str) -> Result<(), Ended> {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use fieldline_auth::AuthError;
-use fieldline_contracts::{CommandError, HistoryError, RegistryError};
+use fieldline_contracts::{CommandError, HistoryError, RegistryError, StateError};
 use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
@@ -99,6 +99,8 @@ problems! {
     internal = INTERNAL_SERVER_ERROR, "internal", "A fault of the server";
     /// A store cannot answer now.
     unavailable = SERVICE_UNAVAILABLE, "unavailable", "The server cannot do this now";
+    /// Last values cannot be read now.
+    state_unavailable = SERVICE_UNAVAILABLE, "state_unavailable", "Last values cannot be read now";
     /// It took too long.
     timeout = SERVICE_UNAVAILABLE, "timeout", "It took too long";
 }
@@ -252,6 +254,21 @@ impl From<HistoryError> for Problem {
             }
         };
         problem.with("reason", code)
+    }
+}
+
+impl From<StateError> for Problem {
+    fn from(error: StateError) -> Self {
+        match error {
+            // Its own log has the details; addresses and the like are not for tenants.
+            StateError::Unavailable(_) => Self::state_unavailable(
+                "what is known of devices now cannot be read at the moment; messages are stored all the same, and can be read",
+            )
+            .retry_after(1),
+            StateError::Superseded { .. } => Self::conflict(error.to_string()),
+            StateError::Refused(text) => Self::invalid(text),
+            error => Self::fault(error),
+        }
     }
 }
 

@@ -56,7 +56,7 @@ async fn what_cannot_be_stored_is_not_acknowledged_and_the_reason_is_visible() {
     assert_eq!(receive(&mut stream, 4).await, [0, 0, 0, 3]);
     assert_eq!(world.history.all(SeriesKind::Message).len(), 3);
     let device = world.device(IMEI).await;
-    let values = world.platform.state.get(world.account, device.id).await;
+    let values = world.platform.state.get(world.account, device.id).await.unwrap();
     assert!(values.contains_key("position.latitude"));
 
     // A store that is only busy is waited for.

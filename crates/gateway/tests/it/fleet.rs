@@ -58,7 +58,7 @@ async fn drive(protocol: Protocol, udp: bool) {
             let key = (device.id.0, i64::from(*sequence));
             assert!(stored.contains(&key), "{ident} {sequence} was acknowledged and is lost");
         }
-        let values = world.platform.state.get(world.account, device.id).await;
+        let values = world.platform.state.get(world.account, device.id).await.unwrap();
         for name in ["position.latitude", "position.longitude", "position.speed"] {
             assert!(values.contains_key(name), "{name} of {ident}: {values:?}");
         }

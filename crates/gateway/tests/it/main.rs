@@ -177,7 +177,7 @@ impl World {
     }
 
     pub(crate) async fn is_online(&self, device: &Device) -> bool {
-        self.platform.state.presence(self.account, device.id).await.connection.is_some()
+        self.platform.state.presence(self.account, device.id).await.unwrap().connection.is_some()
     }
 
     /// Log lines of one kind of object, in order.

@@ -153,7 +153,7 @@ async fn a_text_protocol_over_udp() {
     let answer = ask(&socket, b"77#SD#200424;120000;5630.0000;N;00915.0000;E;50;90;10;8\r\n").await;
     assert_eq!(answer, b"#ASD#1\r\n");
     let device = world.device("77").await;
-    let values = world.platform.state.get(world.account, device.id).await;
+    let values = world.platform.state.get(world.account, device.id).await.unwrap();
     assert_eq!(values.get("position.speed").unwrap().value.as_i64(), Some(50));
     world.stop().await;
 }

@@ -1,6 +1,9 @@
 //! Subscriptions of a session, and the retained messages that they begin with.
 
+use std::time::Duration;
+
 use fieldline_model::Scope;
+use tokio::time::Instant;
 
 use super::{Session, Subscribed};
 use crate::codec::{self, Qos, Reason, Subscribe};
@@ -11,6 +14,9 @@ use crate::topic::check_filter;
 
 /// What reading a page of devices counts for, as bytes published.
 const LIST_COST_BYTES: usize = 10 * 4_096;
+
+/// How long retained last values wait that could not be read.
+const REPLAY_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 impl Session {
     pub(super) fn subscribe(&mut self, subscribe: Subscribe) {
@@ -100,7 +106,10 @@ impl Session {
         let Some(replay) = self.replays.front_mut() else { return };
         let mark = self.link.len();
         let costly = replay.reads_registry();
-        let page = replay.page(&self.client).await;
+        let Some(page) = replay.page(&self.client).await else {
+            self.replay_after = Some(Instant::now() + REPLAY_RETRY_DELAY);
+            return;
+        };
         if replay.is_done() {
             self.replays.pop_front();
         }

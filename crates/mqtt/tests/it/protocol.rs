@@ -279,7 +279,7 @@ async fn last_values_are_made_good_when_the_bus_was_too_fast() {
         fieldline_ingest::own_params([("x", Value::Int(2))]),
         Default::default(),
     );
-    platform.state.apply(&[stored]).await;
+    platform.state.apply(&[stored]).await.unwrap();
     platform.bus.publish(account, vec![noise; 40_000]).await;
     let got = wire.message().await;
     assert!(got.retain && got.payload.starts_with(r#"{"value":2,"#), "{got:?}");

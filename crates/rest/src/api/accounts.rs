@@ -179,7 +179,7 @@ pub(crate) async fn delete(ctx: Ctx) -> Answer {
             }
             for record in page {
                 if kind == Kind::Device {
-                    ctx.app.platform().state.forget(id, DeviceId(record.id)).await;
+                    ctx.forget(id, DeviceId(record.id)).await;
                 }
                 gone(registry.delete(id, kind, record.id, None, by).await)?;
             }

@@ -39,17 +39,19 @@ pub(crate) struct DeviceView {
     device: Device,
     /// Counts up with every change; the `ETag`.
     revision: u64,
-    /// Whether it is connected.
-    online: bool,
+    /// Whether it is connected; null while that is not known.
+    online: Option<bool>,
     /// When its last message was received.
     seen_at: Option<Timestamp>,
 }
 
 impl DeviceView {
-    fn of(device: Versioned<Device>, presence: &Presence) -> Self {
+    /// `presence` is `None` where it cannot be told.
+    fn of(device: Versioned<Device>, presence: Option<&Presence>) -> Self {
         let Versioned { object, revision } = device;
-        let online = presence.connection.is_some();
-        Self { device: object, revision, online, seen_at: presence.seen_at }
+        let online = presence.map(|presence| presence.connection.is_some());
+        let seen_at = presence.and_then(|presence| presence.seen_at);
+        Self { device: object, revision, online, seen_at }
     }
 
     /// What `identity` may see of it: passwords are for those who may set them.
@@ -262,13 +264,17 @@ pub(crate) async fn list(ctx: Ctx) -> Answer {
     let Listed { items, next } = filtered(&ctx).await?;
     let ids: Vec<DeviceId> = items.iter().map(|found| found.object.id).collect();
     let presence = ctx.app.platform().state.presence_many(ctx.account(), &ids).await;
+    // Devices can be managed while it is not known who is connected, but not told apart by it.
+    let presence = match (presence, online) {
+        (Err(error), Some(_)) => return Err(error.into()),
+        (presence, _) => presence.ok(),
+    };
+    let presence = |at: usize| Some(&presence.as_ref()?.get(at)?.1);
     let items: Vec<DeviceView> = items
         .into_iter()
-        .zip(&presence)
-        .filter(|(_, (_, presence))| {
-            online.is_none_or(|online| online == presence.connection.is_some())
-        })
-        .map(|(device, (_, presence))| DeviceView::of(device, presence).seen_by(&ctx.identity))
+        .enumerate()
+        .map(|(at, device)| DeviceView::of(device, presence(at)).seen_by(&ctx.identity))
+        .filter(|view| online.is_none() || view.online == online)
         .collect();
     page(&ctx, &items, next.map(|id| id.to_string()))
 }
@@ -296,17 +302,17 @@ pub(crate) async fn create(ctx: Ctx) -> Answer {
     check_settings(&device, &BTreeMap::new(), &declared(&ctx, &device.protocol).await?)?;
     let registry = ctx.app.registry();
     let made = registry.create_object(ctx.account(), &device, &ctx.identity.actor).await?;
-    ctx.object(made.revision, &DeviceView::of(made, &Presence::default()))
+    ctx.object(made.revision, &DeviceView::of(made, Some(&Presence::default())))
 }
 
 /// `GET /devices/{id}`
 pub(crate) async fn read(ctx: Ctx) -> Answer {
     let id = ctx.device_id(0)?;
     let device = ctx.load::<Device>(id.0).await?;
-    let presence = ctx.app.platform().state.presence(ctx.account(), id).await;
+    let presence = ctx.app.platform().state.presence(ctx.account(), id).await.ok();
     // What is not in the revision may have changed: no 304 for it.
     let etag = format!("\"{}\"", device.revision);
-    let view = DeviceView::of(device, &presence).seen_by(&ctx.identity);
+    let view = DeviceView::of(device, presence.as_ref()).seen_by(&ctx.identity);
     Ok(crate::call::with_etag(crate::call::json(hyper::StatusCode::OK, &view)?, &etag))
 }
 
@@ -315,14 +321,14 @@ pub(crate) async fn patch(ctx: Ctx) -> Answer {
     let id = ctx.device_id(0)?;
     let body: Json = ctx.json()?;
     let protocols = ctx.app.programs.names(&ctx.app, ctx.account()).await?;
-    let presence = ctx.app.platform().state.presence(ctx.account(), id).await;
+    let presence = ctx.app.platform().state.presence(ctx.account(), id).await.ok();
     let chosen = body.get("protocol").and_then(Json::as_str).unwrap_or_default();
     let chosen = declared(&ctx, chosen).await?;
     let present = ctx.load::<Device>(id.0).await?.object.protocol;
     let present = declared(&ctx, &present).await?;
     let changed = change::<Device>(&ctx, ctx.account(), id.0, |device, revision| {
         let seen = Versioned { object: device.clone(), revision };
-        let view = DeviceView::of(seen, &presence);
+        let view = DeviceView::of(seen, presence.as_ref());
         let before = device.clone();
         let after =
             merged(&DeviceInput::of(&device), &view, body.clone())?.onto(device, &protocols)?;
@@ -334,7 +340,7 @@ pub(crate) async fn patch(ctx: Ctx) -> Answer {
         Ok(after)
     })
     .await?;
-    ctx.object(changed.revision, &DeviceView::of(changed, &presence))
+    ctx.object(changed.revision, &DeviceView::of(changed, presence.as_ref()))
 }
 
 /// `DELETE /devices/{id}`
@@ -342,7 +348,7 @@ pub(crate) async fn delete(ctx: Ctx) -> Answer {
     let id = ctx.device_id(0)?;
     ctx.unrestricted("deleting a device")?;
     let answer = remove::<Device>(&ctx, ctx.account(), id.0).await?;
-    ctx.app.platform().state.forget(ctx.account(), id).await;
+    ctx.forget(ctx.account(), id).await;
     Ok(answer)
 }
 

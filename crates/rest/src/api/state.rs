@@ -77,7 +77,7 @@ pub(crate) fn write_time(out: &mut String, name: &str, time: Option<Timestamp>) 
 pub(crate) async fn value(ctx: Ctx) -> Answer {
     let (id, param) = (ctx.device_id(0)?, ctx.segment(1));
     // State is kept by account: nothing of another's can come out here.
-    match ctx.app.platform().state.value(ctx.account(), id, param).await {
+    match ctx.app.platform().state.value(ctx.account(), id, param).await? {
         Some(last) => {
             let mut out = String::with_capacity(96);
             write_sample(&mut out, &last);
@@ -95,11 +95,11 @@ pub(crate) async fn value(ctx: Ctx) -> Answer {
 pub(crate) async fn read(ctx: Ctx) -> Answer {
     let id = ctx.device_id(0)?;
     let state = &ctx.app.platform().state;
-    let values = state.get(ctx.account(), id).await;
+    let values = state.get(ctx.account(), id).await?;
     if values.is_empty() {
         present(&ctx, id).await?;
     }
-    let presence = state.presence(ctx.account(), id).await;
+    let presence = state.presence(ctx.account(), id).await?;
     let mut out = String::with_capacity(128 + 80 * values.len());
     let online = presence.connection.is_some();
     let written = write!(out, "{{\"device\":\"{id}\",\"online\":{online}");
@@ -142,8 +142,8 @@ pub(crate) async fn list(ctx: Ctx) -> Answer {
     let listed = filtered(&ctx).await?;
     let ids: Vec<DeviceId> = listed.items.iter().map(|found| found.object.id).collect();
     let state = &ctx.app.platform().state;
-    let values = state.get_many(ctx.account(), &ids, &params).await;
-    let presence = state.presence_many(ctx.account(), &ids).await;
+    let values = state.get_many(ctx.account(), &ids, &params).await?;
+    let presence = state.presence_many(ctx.account(), &ids).await?;
     let mut out = String::with_capacity(64 + 256 * ids.len());
     out.push('[');
     for (at, ((found, (_, values)), (id, presence))) in

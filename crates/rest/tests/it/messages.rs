@@ -179,8 +179,9 @@ async fn the_fleet_is_read_at_once() {
             bench
                 .platform
                 .state
-                .connected(bench.account, id, connection, "192.0.2.5:1".to_owned(), now)
-                .await;
+                .connected(bench.account, id, connection, 1, "192.0.2.5:1".to_owned(), now)
+                .await
+                .unwrap();
         }
     }
     let page = bench
