@@ -28,13 +28,16 @@ pub struct Query {
     pub order: Order,
     /// Only beyond this message, in the order asked for: where the last page ended.
     pub after: Option<(Timestamp, Cursor)>,
-    /// At most so many; backends cap it at [`Query::LIMIT_MAX`].
+    /// At most so many; backends cap it at [`Query::LIMIT_MAX`], and end a page before it would
+    /// have more than [`Query::BYTES_MAX`].
     pub limit: usize,
 }
 
 impl Query {
     /// Most messages of one answer.
     pub const LIMIT_MAX: usize = 10_000;
+    /// Most content of one answer in bytes, if it has more than one message.
+    pub const BYTES_MAX: usize = 8 << 20;
 
     /// The newest `limit` messages of `series`.
     #[must_use]
@@ -163,8 +166,8 @@ pub trait History: Send + Sync + 'static {
 
     /// Reads messages of one series. Sees everything whose append has returned.
     ///
-    /// A page may have fewer messages than its limit though more follow; only an empty one is
-    /// the end. Damage does not reach beyond what it hides: a page ends before it, and
+    /// A page may have fewer messages than its limit though more follow, since its bytes are bounded
+    /// too ([`Query::BYTES_MAX`]); only an empty one is the end. Damage does not reach beyond what it hides: a page ends before it, and
     /// the page that would begin with it is an error; other series and times are read as ever.
     ///
     /// # Errors
@@ -177,7 +180,7 @@ pub trait History: Send + Sync + 'static {
 
     /// Messages of all series after `cursor`, in order of arrival, without gaps:
     /// what must not be missed is read so. A page may have fewer messages than `limit` though more
-    /// follow; only an empty one is the end. A cursor before what retention has left starts at the
+    /// follow, since its bytes are bounded too ([`Query::BYTES_MAX`]); only an empty one is the end. A cursor before what retention has left starts at the
     /// oldest left. Messages that a damaged log lost before they were sealed are no gap here:
     /// [`History::warnings`] tells of them.
     ///

@@ -341,6 +341,12 @@ impl Block {
         Some((*self.timestamps.get(row)?, *self.seqs.get(row)? as u64))
     }
 
+    /// Memory of one row, about.
+    pub(crate) fn row_bytes(&self) -> usize {
+        let values: usize = self.columns.iter().map(|(_, values)| values.heap_bytes()).sum();
+        values / self.rows().max(1) + 64
+    }
+
     /// Memory it takes, about.
     pub(crate) fn heap_bytes(&self) -> usize {
         let columns: usize = self.columns.iter().map(|(_, values)| values.heap_bytes() + 64).sum();

@@ -31,6 +31,8 @@ pub(crate) enum Item {
     Times(Arc<[i64]>),
     Block(Arc<Block>),
     Window(Arc<Window>),
+    /// A window that is too large: its parts are kept.
+    TooLarge,
 }
 
 struct Entry {

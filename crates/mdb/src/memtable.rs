@@ -68,6 +68,11 @@ impl Hit {
         })
     }
 
+    /// Bytes of its values.
+    pub(crate) const fn body_bytes(&self) -> usize {
+        self.length as usize
+    }
+
     pub(crate) fn set_chunk(&mut self, chunk: &Arc<[u8]>) {
         self.chunk = chunk.clone();
     }

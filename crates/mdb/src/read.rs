@@ -72,6 +72,11 @@ impl Horizon {
         self.at.is_none_or(|at| self.precedes(timestamp, at))
     }
 
+    /// From here on nothing was looked for.
+    fn end(&mut self, nearest: i64) {
+        (self.at, self.error) = (Some(nearest), None);
+    }
+
     /// Something from `first` to `last` cannot be read.
     fn hide(&mut self, first: i64, last: i64, error: &HistoryError) {
         let nearest = if self.ascending { first } else { last };
@@ -163,12 +168,27 @@ impl Version {
         } else {
             candidates.sort_unstable_by_key(|c| std::cmp::Reverse(c.entry.to));
         }
+        // Of every block that was read: how many of its rows were taken, and their size.
+        let mut taken: Vec<(usize, usize)> = Vec::new();
         for Candidate { segment, entry } in candidates {
             // Nothing that follows comes before what is beyond its nearest time.
-            let settled = |found: &&Found| horizon.precedes(found.key().0, nearest(&entry));
-            let enough = found.len() >= limit && found.iter().filter(settled).count() >= limit;
-            if enough || !horizon.holds(nearest(&entry)) {
+            let nearest = nearest(&entry);
+            if !horizon.holds(nearest) {
                 break;
+            }
+            let bytes: usize = taken.iter().map(|(rows, row_bytes)| rows * row_bytes).sum();
+            if found.len() >= limit || bytes >= Query::BYTES_MAX {
+                let (mut count, mut bytes, mut rows) = (0, 0, found.iter());
+                for (taken, row_bytes) in &taken {
+                    let settled = |found: &&Found| horizon.precedes(found.key().0, nearest);
+                    let of_block = rows.by_ref().take(*taken).filter(settled).count();
+                    count += of_block;
+                    bytes += of_block * row_bytes;
+                }
+                if count >= limit || bytes >= Query::BYTES_MAX {
+                    horizon.end(nearest);
+                    break;
+                }
             }
             let block = match segment.block(query.series, &entry) {
                 Ok(block) => block,
@@ -179,6 +199,7 @@ impl Version {
             };
             let start = block.timestamps.partition_point(|t| *t < from);
             let end = block.timestamps.partition_point(|t| *t <= to);
+            let before = found.len();
             for row in start..end {
                 let key = block.key(row);
                 let wanted = match (key, after) {
@@ -191,6 +212,7 @@ impl Version {
                     found.push(Found::Sealed(block.clone(), row));
                 }
             }
+            taken.push((found.len() - before, block.row_bytes()));
         }
         (found, horizon)
     }

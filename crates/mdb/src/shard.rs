@@ -299,8 +299,7 @@ impl Shard {
             found.reverse();
         }
         found.truncate(limit);
-        let mut scratch = Vec::new();
-        found.iter().map(|found| self.stored(found, &mut scratch)).collect()
+        self.page(found.iter())
     }
 
     pub(crate) fn tail(
@@ -325,9 +324,25 @@ impl Shard {
             sealed.extend(hits);
         }
         sealed.truncate(limit);
-        let mut scratch = Vec::new();
-        let stored = |hit| self.stored(&Found::Memory(hit), &mut scratch);
-        sealed.into_iter().map(stored).collect()
+        let found: Vec<Found> = sealed.into_iter().map(Found::Memory).collect();
+        self.page(found.iter())
+    }
+
+    /// As many messages as one answer may have in bytes, and one at least.
+    fn page<'a>(
+        &self,
+        found: impl Iterator<Item = &'a Found>,
+    ) -> Result<Vec<Stored>, HistoryError> {
+        let (mut page, mut bytes, mut scratch) = (Vec::new(), 0, Vec::new());
+        for found in found {
+            let stored = self.stored(found, &mut scratch)?;
+            bytes += stored.params().content_bytes();
+            if bytes > Query::BYTES_MAX && !page.is_empty() {
+                break;
+            }
+            page.push(stored);
+        }
+        Ok(page)
     }
 
     /// Hands over every message series with its last values.

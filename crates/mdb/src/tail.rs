@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use fieldline_contracts::HistoryError;
 use fieldline_contracts::history::Gap;
+use fieldline_contracts::{HistoryError, Query};
 use fieldline_model::{Cursor, Series};
 
 use crate::cache::{Cache, Item, Key};
@@ -15,8 +15,12 @@ use crate::memtable::Hit;
 use crate::segment::Segment;
 use crate::shard::Version;
 
-/// Sequences of one window: decoded at once, and small enough to be kept.
+/// Most sequences of one window: decoded at once.
 const WINDOW_SEQS: u64 = 65_536;
+/// A window with more bytes is read in so many parts.
+const PARTS: u64 = 8;
+/// Most bytes of a window of more than one message, small enough to be kept.
+const WINDOW_BYTES_MAX: usize = 8 << 20;
 /// Memory of a message of a window beside its body.
 const HIT_BYTES: usize = size_of::<Hit>();
 
@@ -48,30 +52,16 @@ impl Version {
         over_damage: bool,
     ) -> Result<(Vec<Hit>, bool), HistoryError> {
         let mut hits: Vec<Hit> = Vec::new();
-        while after < self.sealed_seq && hits.len() < limit {
+        let mut bytes = 0;
+        while after < self.sealed_seq && hits.len() < limit && bytes < Query::BYTES_MAX {
             // Where retention left a hole, go on behind it.
             let nearest = self.segments.iter().filter(|s| s.meta.last_seq > after);
             let Some(nearest) = nearest.map(|s| s.meta.first_seq).min() else { break };
             after = after.max(nearest.saturating_sub(1));
-            let number = after / WINDOW_SEQS;
-            let first = number * WINDOW_SEQS + 1;
-            let last = (first + WINDOW_SEQS - 1).min(self.sealed_seq);
-            let key = Key::Window(shard, first, last, self.retained);
-            let window = match cache.get(key) {
-                Some(Item::Window(window)) => window,
-                _ => {
-                    let (window, bytes) = self.window(first, last);
-                    let window = Arc::new(window);
-                    // Damage may be mended, or have been a passing failure.
-                    if window.damaged.is_empty() {
-                        cache.put(key, Item::Window(window.clone()), bytes);
-                    }
-                    window
-                }
-            };
+            let (window, last) = self.window_after(shard, cache, after);
             let damaged = window.damaged.iter().find(|damaged| damaged.last > after);
             let Some(damaged) = damaged.filter(|_| !over_damage) else {
-                window.take(after, u64::MAX, limit, &mut hits);
+                bytes += window.take(after, u64::MAX, limit, &mut hits);
                 after = last;
                 continue;
             };
@@ -94,8 +84,35 @@ impl Version {
         Ok((hits, true))
     }
 
-    /// The sealed messages from sequence `first` to `last`, and their memory in bytes.
-    fn window(&self, first: u64, last: u64) -> (Window, usize) {
+    /// The window with what follows `after`, from memory or disk, and its last sequence.
+    fn window_after(&self, shard: u16, cache: &Cache, after: u64) -> (Arc<Window>, u64) {
+        let mut seqs = WINDOW_SEQS;
+        loop {
+            let first = after / seqs * seqs + 1;
+            let last = (first + seqs - 1).min(self.sealed_seq);
+            let key = Key::Window(shard, first, last, self.retained);
+            match cache.get(key) {
+                Some(Item::Window(window)) => return (window, last),
+                Some(Item::TooLarge) => {}
+                _ => match self.window(first, last) {
+                    Some((window, bytes)) => {
+                        let window = Arc::new(window);
+                        // Damage may be mended, or have been a passing failure.
+                        if window.damaged.is_empty() {
+                            cache.put(key, Item::Window(window.clone()), bytes);
+                        }
+                        return (window, last);
+                    }
+                    None => cache.put(key, Item::TooLarge, 128),
+                },
+            }
+            seqs = (seqs / PARTS).max(1);
+        }
+    }
+
+    /// The sealed messages from sequence `first` to `last`, and their memory in bytes; `None`
+    /// where they are several and too large together.
+    fn window(&self, first: u64, last: u64) -> Option<(Window, usize)> {
         let (mut window, mut bodies) = (Window::default(), Vec::new());
         for segment in &self.segments {
             if segment.meta.first_seq > last || segment.meta.last_seq < first {
@@ -127,6 +144,9 @@ impl Version {
                             continue;
                         }
                         // One block at a time: all of a large fleet would not fit into memory.
+                        if bodies.len() > WINDOW_BYTES_MAX && last > first {
+                            return None;
+                        }
                         let place = (&**segment, *series, entry);
                         if let Err(error) = window.add(place, first..=last, &mut bodies) {
                             let (first, last) = (entry.first_seq, entry.last_seq);
@@ -136,6 +156,9 @@ impl Version {
                 }
             }
         }
+        if bodies.len() > WINDOW_BYTES_MAX && last > first {
+            return None;
+        }
         let bytes = bodies.len() + window.hits.len() * HIT_BYTES;
         let chunk: Arc<[u8]> = bodies.into();
         for hit in &mut window.hits {
@@ -143,7 +166,7 @@ impl Version {
         }
         window.hits.sort_unstable_by_key(|hit| hit.seq);
         window.damaged.sort_by_key(|damaged| damaged.first);
-        (window, bytes)
+        Some((window, bytes))
     }
 }
 
@@ -170,11 +193,13 @@ impl Window {
         Ok(())
     }
 
-    /// Those after `after` and before `before`, as many as there is room for.
-    fn take(&self, after: u64, before: u64, limit: usize, into: &mut Vec<Hit>) {
+    /// Those after `after` and before `before`, as many as there is room for. Returns their bytes.
+    fn take(&self, after: u64, before: u64, limit: usize, into: &mut Vec<Hit>) -> usize {
         let start = self.hits.partition_point(|hit| hit.seq <= after);
         let end = self.hits.partition_point(|hit| hit.seq < before);
         let room = limit.saturating_sub(into.len());
-        into.extend(self.hits.get(start..end).unwrap_or(&[]).iter().take(room).cloned());
+        let hits = self.hits.get(start..end).unwrap_or(&[]).iter().take(room);
+        into.extend(hits.clone().cloned());
+        hits.map(Hit::body_bytes).sum()
     }
 }

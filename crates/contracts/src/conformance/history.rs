@@ -26,7 +26,7 @@ const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
 /// Runs every check; panics at the first that fails.
 pub async fn run(history: Arc<dyn History>) {
     let ran = checks(&history).await;
-    assert!(ran >= 25, "only {ran} checks were run");
+    assert!(ran >= 26, "only {ran} checks were run");
 }
 
 /// What was appended is there, once and in its order, after the store was closed and opened again;
@@ -329,6 +329,51 @@ suite! {
         }
         let read = read(history, &Query::oldest(series, usize::MAX)).await;
         assert_eq!(read.len(), Query::LIMIT_MAX);
+    }
+
+    /// Pages of large messages end early, have one at least, and join to the whole.
+    async fn pages_are_bounded_in_bytes(history) {
+        let before = ends(history).await;
+        let series = device();
+        for part in 0..6 {
+            let text = |n: i64| "fieldline ".repeat(50_000 + usize::try_from(n).expect("small") * 40);
+            let large = |n: i64| {
+                let params = params([("n", Value::Int(n)), ("text", Value::from(text(n)))]);
+                Accepted::own(series, START.plus_micros(n * 1_000_000), params)
+            };
+            append(history, (part * 10..part * 10 + 10).map(large).collect()).await;
+        }
+        let bounded = |page: &[Stored]| {
+            let bytes: usize = page.iter().map(|m| m.params().content_bytes()).sum();
+            assert!(page.len() <= 1 || bytes <= Query::BYTES_MAX, "{bytes} bytes in {}", page.len());
+        };
+        for order in [Order::Ascending, Order::Descending] {
+            let mut seen: Vec<i64> = Vec::new();
+            let mut after = None;
+            loop {
+                let page = read(history, &Query { order, after, ..Query::oldest(series, 10_000) }).await;
+                let Some(last) = page.last() else { break };
+                after = Some((last.timestamp(), last.cursor()));
+                bounded(&page);
+                seen.extend(numbers(&page));
+            }
+            if order == Order::Descending {
+                seen.reverse();
+            }
+            assert_eq!(seen, (0..60).collect::<Vec<_>>(), "{order:?}");
+        }
+        let mut seen = Vec::new();
+        for mut cursor in before {
+            loop {
+                let page = history.tail(cursor, 10_000).await.expect("tails");
+                let Some(last) = page.last() else { break };
+                cursor = last.cursor();
+                bounded(&page);
+                let own: Vec<Stored> = page.into_iter().filter(|m| m.series() == series).collect();
+                seen.extend(numbers(&own));
+            }
+        }
+        assert_eq!(seen, (0..60).collect::<Vec<_>>());
     }
 
     /// A message that is sent again is stored once, and the receipt says so.

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fieldline_contracts::{History, HistoryError, TestClock};
+use fieldline_contracts::{History, HistoryError, Query, TestClock};
 use fieldline_mdb::{Mdb, MdbConfig, OpenError};
-use fieldline_model::{Accepted, Timestamp, Value};
+use fieldline_model::{Accepted, Cursor, Timestamp, Value};
 
 use crate::common::{START, all, append, device, message, open, params, small};
 use crate::fake_disk::FakeDisk;
@@ -275,4 +275,38 @@ async fn sealing_has_its_turn_while_appends_come() {
     }
     tasks.shutdown().await;
     assert!(store.stats(None).segments > 0);
+}
+
+/// Pages are bounded in bytes, and so is what is read and held for them.
+#[tokio::test]
+async fn a_page_of_large_messages_takes_little_memory() {
+    let disk = FakeDisk::new();
+    let store = open(&disk.disk(), MdbConfig { merge_fan_in: 500, ..small() }).unwrap();
+    for part in 0..10 {
+        append(&store, (part * 20..part * 20 + 20).map(|n| large(1, n)).collect()).await;
+    }
+    store.seal().await.unwrap();
+    assert!(disk.bytes() > 25 << 20, "{} bytes are sealed", disk.bytes());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    disk.take_bytes_read();
+    for query in [Query::oldest(device(1), 10_000), Query::newest(device(1), 10_000)] {
+        let page = store.read(&query).await.unwrap();
+        assert!((30..=41).contains(&page.len()), "{} messages", page.len());
+        let bytes = disk.take_bytes_read();
+        assert!(bytes < 12 << 20, "{bytes} bytes were read for one page");
+    }
+    let page = store.tail(Cursor::default(), 10_000).await.unwrap();
+    assert!((30..=41).contains(&page.len()), "{} messages", page.len());
+    // What is too large for a window is known by now.
+    disk.take_bytes_read();
+    let mut cursor = page.last().unwrap().cursor();
+    let mut seen = page.len();
+    loop {
+        let page = store.tail(cursor, 10_000).await.unwrap();
+        let Some(last) = page.last() else { break };
+        (cursor, seen) = (last.cursor(), seen + page.len());
+    }
+    assert_eq!(seen, 200);
+    let bytes = disk.take_bytes_read();
+    assert!(bytes < 160 << 20, "{bytes} bytes were read for the rest of the tail");
 }
