@@ -60,7 +60,8 @@ pub(crate) async fn run(args: CtlArgs) -> Result<(), String> {
         }
         CtlCommand::Log { device, limit } => {
             let path = format!("/devices/{}/log?reverse=true&limit={limit}", segment(&device));
-            ask(&client, Method::GET, &path, None).await?
+            let log = ask(&client, Method::GET, &path, None).await?;
+            if matches!(args.output, Output::Table) { told(&log) } else { log }
         }
         CtlCommand::Send { device, name, params, ttl_s, wait_ms } => {
             let body = json!({ "name": name, "params": pairs(params)?, "ttl_s": ttl_s });
@@ -192,14 +193,44 @@ fn print(result: &Json, output: Output) -> Result<(), String> {
         (Output::Table, None) if result.is_object() => record(result),
         _ => serde_json::to_string_pretty(result).map_err(|error| error.to_string())?,
     };
-    writeln!(std::io::stdout(), "{text}").map_err(|error| error.to_string())
+    match writeln!(std::io::stdout(), "{text}") {
+        // Whoever reads has seen enough, as `head` has.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.to_string()),
+        _ => Ok(()),
+    }
+}
+
+/// Lines of a log for looking at: when, what, and what there is to say of it.
+fn told(log: &Json) -> Json {
+    let line = |item: &Json| {
+        let text = |name: &str| match item.get(name) {
+            Some(Json::String(text)) if !text.is_empty() => Some(text.clone()),
+            _ => None,
+        };
+        let messages = item.get("messages").and_then(Json::as_array).map(Vec::len);
+        let messages = messages.filter(|count| *count > 0).map(|count| format!("{count} messages"));
+        let names = ["ident", "peer", "close.name", "error.class", "error.text", "text"];
+        let parts: Vec<String> = names.into_iter().filter_map(text).chain(messages).collect();
+        json!({
+            "timestamp": item.get("timestamp"),
+            "kind": item.get("log.kind"),
+            "about": parts.join(", "),
+        })
+    };
+    let items = log.get("items").and_then(Json::as_array).map(Vec::as_slice).unwrap_or_default();
+    json!({ "items": items.iter().map(line).collect::<Vec<_>>() })
 }
 
 /// A cell's text: long ones are cut, since a table is for looking.
-fn cell(value: &Json) -> String {
+fn cell(name: &str, value: &Json) -> String {
+    // Words of a log are what it is looked at for.
+    let most = if name == "about" { 160 } else { 48 };
     let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let text = text.replace(['\n', '\r'], " ");
-    if text.chars().count() > 48 { text.chars().take(47).chain(['…']).collect() } else { text }
+    if text.chars().count() > most {
+        return text.chars().take(most - 1).chain(['…']).collect();
+    }
+    text
 }
 
 /// Rows with a column for each member that any row has.
@@ -228,7 +259,8 @@ fn table(items: &[Json]) -> String {
     }
     let mut rows = vec![columns.iter().map(|name| name.to_uppercase()).collect::<Vec<_>>()];
     let row = |item: &Json| {
-        columns.iter().map(|name| item.get(name.as_str()).map(cell).unwrap_or_default()).collect()
+        let shown = |name: &&String| item.get(name.as_str()).map(|value| cell(name, value));
+        columns.iter().map(|name| shown(name).unwrap_or_default()).collect()
     };
     rows.extend(items.iter().map(row));
     let width = |at: usize| {
@@ -289,6 +321,17 @@ mod tests {
     #[test]
     fn addresses_are_escaped() {
         assert_eq!(segment("a/b c"), "a%2Fb%20c");
+    }
+
+    #[test]
+    fn a_log_tells_why_a_connection_was_closed() {
+        let line = json!({
+            "timestamp": "t", "received": "t", "log.kind": "closed", "close.code": 4,
+            "close.name": "idle_timeout", "text": "silent for 600 s", "messages": [],
+        });
+        let told = told(&json!({ "items": [line] }));
+        let about = "idle_timeout, silent for 600 s";
+        assert_eq!(told["items"][0], json!({ "timestamp": "t", "kind": "closed", "about": about }));
     }
 
     #[test]

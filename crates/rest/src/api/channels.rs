@@ -1,6 +1,7 @@
 //! Channels: listeners for devices.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use fieldline_contracts::RegistryExt as _;
 use fieldline_contracts::registry::Versioned;
@@ -21,6 +22,10 @@ use crate::objects::{change, check_labels, check_name, check_range, page, remove
 use crate::patch::merged;
 use crate::problem::{Problem, missing};
 use crate::route::Answer;
+
+/// Looks at a fresh channel, until it listens or has failed to: a second in all.
+const OPENING_LOOKS: u32 = 50;
+const OPENING_PAUSE: Duration = Duration::from_millis(20);
 
 /// A channel and how it fares.
 #[derive(Serialize, ToSchema)]
@@ -232,6 +237,17 @@ async fn view(app: &App, found: Versioned<Channel>) -> ChannelView {
     ChannelView { channel, revision, status }
 }
 
+/// Waits for a moment until it is known whether a channel listens, so that its maker is told.
+async fn opened(app: &App, channel: &Channel) {
+    for _ in 0..OPENING_LOOKS {
+        let status = app.services.channels.status(channel.account, channel.id).await;
+        if status.listening || status.error.is_some() {
+            return;
+        }
+        tokio::time::sleep(OPENING_PAUSE).await;
+    }
+}
+
 /// `GET /channels`
 pub(crate) async fn list(ctx: Ctx) -> Answer {
     let listed = scan::<Channel>(&ctx, ctx.account(), Vec::new(), false, |_| true).await?;
@@ -255,6 +271,9 @@ pub(crate) async fn create(ctx: Ctx) -> Answer {
     let channel = with_members!(Channel, input, id, account: ctx.account(), created_at: now);
     let registry = ctx.app.registry();
     let made = registry.create_object(ctx.account(), &channel, &ctx.identity.actor).await?;
+    if made.object.enabled {
+        opened(&ctx.app, &made.object).await;
+    }
     let etag = format!("\"{}\"", made.revision);
     Ok(with_etag(json(StatusCode::CREATED, &view(&ctx.app, made).await)?, &etag))
 }

@@ -57,7 +57,9 @@ fn check_tiles_url(value: &Json) -> Result<(), Problem> {
     let wrong = |text: &str| Err(Problem::member(TILES_URL, text));
     let Some(url) = value.as_str() else { return wrong("is neither text nor null") };
     check_text(TILES_URL, url, 512)?;
-    if tiles_origin(url).is_none() {
+    let of_an_address =
+        |c: char| c.is_ascii_alphanumeric() || "-._~:/?#[]@!$&()*+,=%{}".contains(c);
+    if tiles_origin(url).is_none() || !url.chars().all(of_an_address) {
         return wrong("is no address such as https://tiles.example.org/{z}/{x}/{y}.png");
     }
     if !["{z}", "{x}", "{y}"].iter().all(|part| url.contains(part)) {
@@ -176,7 +178,9 @@ mod tests {
         ] {
             assert_eq!(tiles_origin(wrong), None, "{wrong}");
         }
-        assert!(check_tiles_url(&Json::from("https://x.org/{z}/{x}.png")).is_err());
+        for wrong in ["https://x.org/{z}/{x}.png", "https://x.org/{z}/{x}/{y}; script-src *"] {
+            assert!(check_tiles_url(&Json::from(wrong)).is_err(), "{wrong}");
+        }
         check_tiles_url(&Json::from("https://x.org/{z}/{x}/{y}.png")).unwrap();
     }
 }
