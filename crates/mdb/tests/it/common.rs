@@ -9,6 +9,8 @@ use fieldline_model::{
     Timestamp, Value,
 };
 
+use crate::fake_disk::FakeDisk;
+
 /// 2027-01-15T08:00:00Z.
 pub(crate) const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
 
@@ -56,6 +58,29 @@ pub(crate) fn message(series: Series, seconds: i64, n: i64) -> Accepted {
 
 pub(crate) fn numbers(messages: &[Stored]) -> Vec<i64> {
     messages.iter().map(|m| m.params().get("n").unwrap().as_i64().unwrap()).collect()
+}
+
+/// Messages of device 1, one a second.
+pub(crate) fn batch(from: i64, to: i64) -> Vec<Accepted> {
+    (from..to).map(|n| message(device(1), n, n)).collect()
+}
+
+/// A store of small parts on a disk of its own, with the first `count` messages of device 1.
+pub(crate) async fn begun(count: i64) -> (FakeDisk, Mdb) {
+    let disk = FakeDisk::new();
+    let store = reopened(&disk);
+    append(&store, batch(0, count)).await;
+    (disk, store)
+}
+
+/// The store that is on a disk.
+pub(crate) fn reopened(disk: &FakeDisk) -> Mdb {
+    open(&disk.disk(), small()).unwrap()
+}
+
+/// What device 1 said.
+pub(crate) async fn said(store: &Mdb) -> Vec<i64> {
+    numbers(&all(store, device(1)).await)
 }
 
 pub(crate) async fn all(store: &Mdb, series: Series) -> Vec<Stored> {

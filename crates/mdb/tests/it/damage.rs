@@ -2,17 +2,15 @@
 
 use fieldline_contracts::{History, HistoryError, Query, Retention};
 use fieldline_mdb::{Mdb, MdbConfig};
-use fieldline_model::{Accepted, AccountId, Cursor, Series, Timestamp};
+use fieldline_model::{AccountId, Cursor, Series, Timestamp};
 
-use crate::common::{ACCOUNT, START, all, append, device, message, numbered, numbers, open, small};
+use crate::common::{
+    ACCOUNT, START, all, append, batch, device, message, numbered, numbers, open, small,
+};
 use crate::fake_disk::FakeDisk;
 
 fn unmerged() -> MdbConfig {
     MdbConfig { merge_fan_in: 50, ..small() }
-}
-
-fn batch(from: i64, to: i64) -> Vec<Accepted> {
-    (from..to).map(|n| message(device(1), n, n)).collect()
 }
 
 fn time(seconds: i64) -> Timestamp {
@@ -26,6 +24,19 @@ async fn two_devices() -> FakeDisk {
     let both = |n: i64| [1, 2].map(|number| message(device(number), n, n * n * 31 % 1_009));
     append(&store, (0..100).flat_map(both).collect()).await;
     store.seal().await.unwrap();
+    disk
+}
+
+/// Two segments of device 1 with ten messages each, and ten in the log.
+async fn two_segments() -> FakeDisk {
+    let disk = FakeDisk::new();
+    let store = open(&disk.disk(), unmerged()).unwrap();
+    append(&store, batch(0, 10)).await;
+    store.seal().await.unwrap();
+    append(&store, batch(10, 20)).await;
+    store.seal().await.unwrap();
+    append(&store, batch(20, 30)).await;
+    drop(store);
     disk
 }
 
@@ -123,14 +134,7 @@ async fn a_damaged_page_of_the_index_hides_its_devices_alone() {
 
 #[tokio::test]
 async fn a_damaged_index_hides_the_times_of_its_segment_alone() {
-    let disk = FakeDisk::new();
-    let store = open(&disk.disk(), unmerged()).unwrap();
-    append(&store, batch(0, 10)).await;
-    store.seal().await.unwrap();
-    append(&store, batch(10, 20)).await;
-    store.seal().await.unwrap();
-    append(&store, batch(20, 30)).await;
-    drop(store);
+    let disk = two_segments().await;
     damage_index(&disk);
     let store = open(&disk.disk(), unmerged()).unwrap();
     assert!(warnings(&store).await[0].contains("`seg-000000000001.seg`"));
@@ -194,14 +198,7 @@ async fn the_tail_tells_a_gap_and_goes_on_behind_it() {
 
 #[tokio::test]
 async fn the_tail_goes_up_to_the_damage() {
-    let disk = FakeDisk::new();
-    let store = open(&disk.disk(), unmerged()).unwrap();
-    append(&store, batch(0, 10)).await;
-    store.seal().await.unwrap();
-    append(&store, batch(10, 20)).await;
-    store.seal().await.unwrap();
-    append(&store, batch(20, 30)).await;
-    drop(store);
+    let disk = two_segments().await;
     let second = disk.find(".seg").into_iter().max().unwrap();
     disk.tamper(&second, |bytes| bytes.truncate(bytes.len() - 1));
     let store = open(&disk.disk(), unmerged()).unwrap();

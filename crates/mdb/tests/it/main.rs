@@ -18,6 +18,7 @@ mod inspect;
 mod kill;
 mod late;
 mod limits;
+mod logs;
 mod model;
 mod mutations;
 mod sealed;
