@@ -208,7 +208,11 @@ fn told(log: &Json) -> Json {
             _ => None,
         };
         let messages = item.get("messages").and_then(Json::as_array).map(Vec::len);
-        let messages = messages.filter(|count| *count > 0).map(|count| format!("{count} messages"));
+        let messages = match messages {
+            None | Some(0) => None,
+            Some(1) => Some("1 message".to_owned()),
+            Some(count) => Some(format!("{count} messages")),
+        };
         let names = ["ident", "peer", "close.name", "error.class", "error.text", "text"];
         let parts: Vec<String> = names.into_iter().filter_map(text).chain(messages).collect();
         json!({

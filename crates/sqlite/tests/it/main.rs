@@ -4,8 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fieldline_contracts::conformance::registry;
-use fieldline_contracts::{Actor, Draft, Kind, Page, Registry, RegistryError, SystemClock};
-use fieldline_model::AccountId;
+use fieldline_contracts::registry::ParameterObject;
+use fieldline_contracts::{
+    Actor, Draft, Kind, Page, Registry, RegistryError, RegistryExt as _, SystemClock,
+};
+use fieldline_model::dictionary::dictionary;
+use fieldline_model::{AccountId, ParamName, ParamSpec};
 use fieldline_sqlite::{OpenError, SqliteRegistry};
 use uuid::Uuid;
 
@@ -183,6 +187,37 @@ async fn a_damaged_object_hides_no_other() {
     assert!(matches!(error, RegistryError::Corrupt { .. }), "{error}");
     let by = Actor::system("test");
     registry.delete(account, Kind::Device, Uuid::from_u128(2), None, &by).await.unwrap();
+}
+
+/// Pages of typed objects are full where there are more, whatever was passed over.
+#[tokio::test]
+async fn pages_go_on_behind_what_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = open(&dir.path().join("registry.sqlite")).unwrap();
+    let (account, by) = (AccountId::from_bytes([1; 16]), Actor::system("test"));
+    for n in 1..=9 {
+        let mut spec = ParamSpec::clone(&dictionary()[0]);
+        spec.name = ParamName::new(format!("p{n}")).unwrap();
+        if [2, 3, 4, 9].contains(&n) {
+            let mut bad = draft(n);
+            bad.kind = Kind::Parameter;
+            registry.create(account, bad, &by).await.unwrap();
+        } else {
+            let object = ParameterObject { id: Uuid::from_u128(n), spec };
+            registry.create_object(account, &object, &by).await.unwrap();
+        }
+    }
+    let (mut page, mut pages) = (Page::first(2), Vec::<Vec<String>>::new());
+    loop {
+        let found = registry.list_objects::<ParameterObject>(account, &page).await.unwrap();
+        page.after = found.last().map(|found| found.object.id);
+        pages.push(found.iter().map(|found| found.object.spec.name.as_str().to_owned()).collect());
+        if found.len() < 2 {
+            break;
+        }
+    }
+    let wanted: [&[&str]; 3] = [&["p1", "p5"], &["p6", "p7"], &["p8"]];
+    assert_eq!(pages, wanted);
 }
 
 #[tokio::test]
