@@ -31,7 +31,10 @@ fn main() -> ExitCode {
         Some((command, rest)) => (command.as_str(), rest),
         None => ("help", [].as_slice()),
     };
-    let result = match command {
+    // What builds the program needs.
+    let builds = ["up", "test", "bench", "codegen"].contains(&command);
+    let ready = if builds { packages::ensure(packages::FOR_BUILD) } else { Ok(()) };
+    let result = ready.and_then(|()| match command {
         "up" => up(rest),
         "test" => tests::run_steps(rest),
         "bench" => bench::run_all(rest),
@@ -42,7 +45,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         other => Err(format!("there is no command `{other}`\n\n{HELP}")),
-    };
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

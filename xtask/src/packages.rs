@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::{Failure, output, run, say};
 
-/// Debian packages by the program that shows they are there.
+/// Debian packages by the program or file that shows they are there.
 const DEBIAN: &[(&str, &str)] = &[
     ("mosquitto_sub", "mosquitto-clients"),
     ("mosquitto", "mosquitto"),
@@ -13,8 +13,13 @@ const DEBIAN: &[(&str, &str)] = &[
     ("psql", "postgresql"),
     ("redis-server", "redis-server"),
     ("etcd", "etcd-server"),
+    ("protoc", "protobuf-compiler"),
+    ("/usr/include/google/protobuf/descriptor.proto", "libprotobuf-dev"),
     ("wrk", "wrk"),
 ];
+
+/// What builds the program needs: the client of etcd is made from its protocol's description.
+pub(crate) const FOR_BUILD: &[&str] = &["protoc", "/usr/include/google/protobuf/descriptor.proto"];
 
 /// Whether a program can be found: on the path, or where Debian keeps servers.
 pub(crate) fn is_there(program: &str) -> bool {

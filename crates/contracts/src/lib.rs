@@ -10,10 +10,12 @@
 pub mod bus;
 pub mod channels;
 pub mod clock;
+pub mod cluster;
 pub mod commands;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod history;
+pub mod ownership;
 pub mod registry;
 pub mod state;
 pub mod status;
@@ -23,8 +25,13 @@ use std::sync::Arc;
 pub use bus::{Bus, BusItem, Lagged, MemoryBus, Subscription, Topic, TopicFilter};
 pub use channels::{ChannelControl, ChannelStatus, ConnectionInfo};
 pub use clock::{Clock, SystemClock, TestClock};
+pub use cluster::{
+    Cluster, ClusterError, Deadline, Holder, Lease, Member, Membership, MemoryCluster, NoPeers,
+    Node, Peers,
+};
 pub use commands::{CommandError, Commands, Dispatch, NewCommand, Outcome, SessionHandle};
 pub use history::{History, HistoryError, HistoryStats, Order, Query, Retention};
+pub use ownership::Ownership;
 pub use registry::{
     Actor, Audit, AuditAction, Draft, Kind, Page, Record, Registry, RegistryError, RegistryExt,
 };

@@ -1,0 +1,298 @@
+//! `Cluster` on etcd: members under leases, ownership with epochs, and watches that miss nothing.
+//!
+//! A node has one lease, which it renews each second and which ends three seconds after the last time. Its registration and
+//! all that it owns hang on it, so that all are gone at once when it dies. On its own clock they end earlier, counted from
+//! when the renewal was sent, and whoever slept through the end has lost them for good.
+//!
+//! While etcd cannot be reached nothing is placed anew: members stay as last known, and when etcd is back everything rests
+//! for the length of a lease, so that those who were cut off can come back first. What a node owns ends at its deadline,
+//! unless every other member, asked directly, says that etcd is gone for it too: then nobody can have taken it.
+//!
+//! Start reading at [`EtcdCluster::connect`]. Only this crate imports the client of etcd.
+
+mod epochs;
+mod error;
+mod keys;
+mod session;
+mod view;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use etcd_client::{
+    Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, PutOptions,
+    TlsOptions, Txn, TxnOp,
+};
+use fieldline_contracts::{
+    Clock, Cluster, ClusterError, Deadline, Holder, Lease, Membership, Node, Peers,
+};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+pub use crate::error::ConnectError;
+use crate::error::{in_time, unavailable};
+use crate::keys::{Held, Keys};
+
+/// Longest that one request may take.
+const REQUEST_MAX: Duration = Duration::from_secs(1);
+/// Longest that the first contact may take.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+
+/// Where etcd is and how it is used.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its members, such as `http://10.0.0.1:2379`; `https` with [`Config::tls`].
+    pub endpoints: Vec<String>,
+    /// Before all keys, such as `fieldline/`: installations may share one etcd.
+    pub prefix: String,
+    /// How long what a dead node held stays taken; 2 seconds or more.
+    pub ttl: Duration,
+    /// Name and password, where etcd asks for them.
+    pub user: Option<(String, String)>,
+    /// Certificates, for `https`.
+    pub tls: Option<Tls>,
+}
+
+impl Config {
+    /// The usual settings for these endpoints.
+    #[must_use]
+    pub fn new(endpoints: Vec<String>) -> Self {
+        let (prefix, ttl) = ("fieldline/".to_owned(), Duration::from_secs(3));
+        Self { endpoints, prefix, ttl, user: None, tls: None }
+    }
+}
+
+/// Certificates in PEM.
+#[derive(Clone)]
+pub struct Tls {
+    /// Who may have signed etcd's.
+    pub authority: Vec<u8>,
+    /// Our own certificate and its key, where etcd asks for one.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tls(…)")
+    }
+}
+
+/// A node of a cluster on etcd. Dropping it stops its renewals: what it held is free when its lease ends.
+pub struct EtcdCluster {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    client: Client,
+    keys: Keys,
+    ttl: Duration,
+    clock: Arc<dyn Clock>,
+    peers: Arc<dyn Peers>,
+    runtime: Handle,
+    /// The end of all that this node holds.
+    deadline: Arc<Deadline>,
+    /// Its lease; 0 while it has none.
+    lease: AtomicI64,
+    /// What it said of itself. Held while the session changes.
+    registered: tokio::sync::Mutex<Option<session::Session>>,
+    /// What it holds, by key.
+    held: Mutex<BTreeMap<String, (Held, Arc<Deadline>)>>,
+    /// What was given up and is not yet known to be gone: at most what was held.
+    releases: Mutex<Vec<(String, Held)>>,
+    released: Notify,
+    /// Minutes in which the keyspace was made; see [`epochs`].
+    generation: AtomicU64,
+    membership: watch::Sender<Arc<Membership>>,
+    handed_over: watch::Sender<u64>,
+    stop: CancellationToken,
+}
+
+impl Drop for EtcdCluster {
+    fn drop(&mut self) {
+        self.inner.stop.cancel();
+        self.inner.deadline.end();
+    }
+}
+
+impl EtcdCluster {
+    /// Connects and begins to watch. It is no member until it joins.
+    ///
+    /// `peers` asks other nodes whether etcd is gone for them too. Must be called on a tokio runtime, which then runs what goes
+    /// on in the background.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`] says what is wrong and how to mend it.
+    pub async fn connect(
+        config: Config,
+        clock: Arc<dyn Clock>,
+        peers: Arc<dyn Peers>,
+    ) -> Result<Self, ConnectError> {
+        let places = config.endpoints.join(", ");
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(REQUEST_MAX)
+            .with_keep_alive(REQUEST_MAX, REQUEST_MAX)
+            .with_keep_alive_while_idle(true)
+            .with_require_leader(true);
+        if let Some((name, password)) = config.user {
+            options = options.with_user(name, password);
+        }
+        if let Some(tls) = config.tls {
+            let mut with = TlsOptions::new().ca_certificate(Certificate::from_pem(tls.authority));
+            if let Some((certificate, key)) = tls.identity {
+                with = with.identity(Identity::from_pem(certificate, key));
+            }
+            options = options.with_tls(with);
+        }
+        let refused = |error| ConnectError::new(&places, error);
+        let connect = async {
+            let client = Client::connect(&config.endpoints, Some(options)).await?;
+            // The connection is made by the first request.
+            let first = GetOptions::new().with_prefix().with_count_only();
+            client.kv_client().get(config.prefix.as_str(), Some(first)).await?;
+            Ok(client)
+        };
+        let client = match timeout(CONNECT_MAX, connect).await {
+            Ok(connected) => connected.map_err(refused)?,
+            Err(_) => return Err(ConnectError::Silent { places }),
+        };
+        let inner = Arc::new(Inner {
+            client,
+            keys: Keys::under(&config.prefix),
+            ttl: config.ttl.max(Duration::from_secs(2)),
+            clock,
+            peers,
+            runtime: Handle::current(),
+            deadline: Arc::new(Deadline::new()),
+            lease: AtomicI64::new(0),
+            registered: tokio::sync::Mutex::new(None),
+            held: Mutex::default(),
+            releases: Mutex::default(),
+            released: Notify::new(),
+            generation: AtomicU64::new(0),
+            membership: watch::Sender::new(Arc::default()),
+            handed_over: watch::Sender::new(0),
+            stop: CancellationToken::new(),
+        });
+        inner.read_generation().await.map_err(refused)?;
+        tokio::spawn(view::follow(Arc::downgrade(&inner), inner.stop.clone()));
+        Ok(Self { inner })
+    }
+}
+
+impl Inner {
+    /// Claims a key in a task of its own, so that what a caller who has gone away got is given up again.
+    async fn claim(self: Arc<Self>, key: String) -> Result<Option<Lease>, ClusterError> {
+        let lease = self.lease.load(Ordering::Acquire);
+        let Some(node) = self.registered.lock().await.as_ref().map(|one| one.name.clone()) else {
+            return Err(ClusterError::NotJoined);
+        };
+        if self.deadline.remaining().is_zero() {
+            return Err(ClusterError::Unavailable(
+                "this node's lease could not be renewed".to_owned(),
+            ));
+        }
+        let held = Held { node, nonce: rand::random(), epoch: None };
+        let name = self.keys.held(&key);
+        let take = Txn::new()
+            .when([
+                Compare::create_revision(name.as_str(), CompareOp::Equal, 0),
+                // While the keyspace is young, those who held keys before it was lost take them back.
+                Compare::create_revision(self.keys.young.as_str(), CompareOp::Equal, 0),
+            ])
+            .and_then([TxnOp::put(
+                name.as_str(),
+                held.to_json(),
+                Some(PutOptions::new().with_lease(lease)),
+            )]);
+        let generation = self.generation.load(Ordering::Acquire);
+        match in_time(REQUEST_MAX, self.client.kv_client().txn(take)).await {
+            Ok(answer) if answer.succeeded() => {
+                let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+                let epoch = epochs::epoch(generation, revision);
+                let own = Arc::new(Deadline::never());
+                let held = Held { epoch: Some(epoch), ..held };
+                self.held.lock().insert(key.clone(), (held.clone(), Arc::clone(&own)));
+                // Lost between the claim and now: those who end all that is held may not have seen it.
+                if self.lease.load(Ordering::Acquire) != lease {
+                    own.end();
+                }
+                let release = Release { inner: Arc::clone(&self), key: key.clone(), held };
+                let node = Arc::clone(&self.deadline);
+                Ok(Some(Lease::new(key, epoch, node, own, Box::new(release))))
+            }
+            Ok(_) => Ok(None),
+            Err(error) => {
+                // It may have been carried out: then it is ours, and nobody's.
+                self.release(key, held);
+                Err(unavailable(&error))
+            }
+        }
+    }
+
+    /// Gives a key up as soon as etcd answers.
+    fn release(&self, key: String, held: Held) {
+        self.held.lock().retain(|name, (one, _)| *name != key || one.nonce != held.nonce);
+        self.releases.lock().push((key, held));
+        self.released.notify_one();
+    }
+}
+
+/// Gives a key up when its lease is dropped.
+struct Release {
+    inner: Arc<Inner>,
+    key: String,
+    held: Held,
+}
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        self.inner.release(std::mem::take(&mut self.key), self.held.clone());
+    }
+}
+
+#[async_trait]
+impl Cluster for EtcdCluster {
+    async fn join(&self, node: Node) -> Result<(), ClusterError> {
+        self.inner.join(node).await
+    }
+
+    async fn leave(&self) {
+        self.inner.leave().await;
+    }
+
+    fn membership(&self) -> watch::Receiver<Arc<Membership>> {
+        self.inner.membership.subscribe()
+    }
+
+    async fn claim(&self, key: &str) -> Result<Option<Lease>, ClusterError> {
+        let inner = Arc::clone(&self.inner);
+        let claim = self.inner.runtime.spawn(inner.claim(key.to_owned()));
+        claim.await.map_err(|error| ClusterError::Unavailable(error.to_string()))?
+    }
+
+    async fn holders(&self, prefix: &str) -> Result<BTreeMap<String, Holder>, ClusterError> {
+        let inner = &self.inner;
+        let (prefix, generation) =
+            (inner.keys.held(prefix), inner.generation.load(Ordering::Acquire));
+        let mut client = inner.client.kv_client();
+        let read = client.get(prefix.as_str(), Some(GetOptions::new().with_prefix()));
+        let answer = in_time(REQUEST_MAX, read).await.map_err(|error| unavailable(&error))?;
+        let holders = answer.kvs().iter().filter_map(|entry| {
+            let (key, held) = (inner.keys.of_held(entry.key())?, Held::from_json(entry.value())?);
+            let epoch = held.epoch.unwrap_or(epochs::epoch(generation, entry.create_revision()));
+            Some((key.to_owned(), Holder { node: held.node, epoch }))
+        });
+        Ok(holders.collect())
+    }
+
+    fn handed_over(&self) -> watch::Receiver<u64> {
+        self.inner.handed_over.subscribe()
+    }
+}
