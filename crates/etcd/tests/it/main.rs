@@ -1,5 +1,12 @@
 //! The cluster on a real etcd, with faults.
 
+#![allow(
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "tests panic by design, and say what they measured"
+)]
+
 mod faults;
 
 use std::sync::Arc;
