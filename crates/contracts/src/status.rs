@@ -263,6 +263,14 @@ impl StatusTable {
         self.grown.send_replace(());
     }
 
+    /// Lets go of everything without a word: what is learnt from here on is of another store, and
+    /// its versions say nothing about these. [`StatusTable::resync`] is to follow.
+    pub fn forget(&self) {
+        let mut table = self.table.lock();
+        let (last, resyncs, closed) = (table.last, table.resyncs, table.closed);
+        *table = Table { last, resyncs, closed, forgotten: last, ..Table::default() };
+    }
+
     /// A module's status.
     #[must_use]
     pub fn read(&self, key: &str) -> Status {

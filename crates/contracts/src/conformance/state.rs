@@ -21,7 +21,7 @@ const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
 /// Runs every check; panics at the first that fails.
 pub async fn run(state: Arc<dyn State>) {
     let ran = checks(&state).await;
-    assert!(ran >= 18, "only {ran} checks were run");
+    assert!(ran >= 20, "only {ran} checks were run");
 }
 
 fn account() -> AccountId {
@@ -297,13 +297,15 @@ suite! {
         assert_eq!(state.presence(account, device).await.unwrap().connection, None);
     }
 
-    /// Restricted to an account, as everything is.
+    /// Connections are of an account, as everything is.
     async fn presence_of_another_account_is_apart(state) {
-        let (own, foreign, device, connection) = (account(), account(), device(), connection());
-        assert!(connect(state, own, device, connection, 1).await);
+        let (own, foreign, device) = (account(), account(), device());
+        let (here, there) = (connection(), connection());
+        assert!(connect(state, own, device, here, 5).await);
         assert_eq!(state.presence(foreign, device).await.unwrap(), crate::Presence::default());
-        assert!(!disconnect(state, foreign, device, connection, 0, 2).await);
-        assert_eq!(state.presence(own, device).await.unwrap().connection, Some(connection));
+        assert!(connect(state, foreign, device, there, 1).await);
+        assert!(disconnect(state, foreign, device, there, 1, 2).await);
+        assert_eq!(state.presence(own, device).await.unwrap().connection, Some(here));
     }
 
     /// The time of the last message is when it was received.
