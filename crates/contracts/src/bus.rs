@@ -108,9 +108,10 @@ impl TopicFilter {
     }
 }
 
-/// The subscriber was too slow: so many items were dropped for it alone.
+/// The subscriber was too slow, or the bus of a cluster was cut: so many items were dropped for it; 0 where it is not
+/// known how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("too slow: {0} items were dropped")]
+#[error("{0} items were dropped")]
 pub struct Lagged(pub u64);
 
 /// A running subscription; dropping it ends it.
@@ -155,6 +156,28 @@ impl MemoryBus {
     pub fn new() -> Self {
         Self::default()
     }
+
+    /// Tells every subscriber of an account, in its place among the items, that `count` items never came here; 0 where
+    /// some may be missing and nobody knows how many. For a bus whose items come from other processes.
+    pub fn missed(&self, account: AccountId, count: u64) {
+        self.put(account, |kept| kept.push(Entry::Missed(count)));
+    }
+
+    /// Puts into the ring of an account, where it has subscribers.
+    fn put(&self, account: AccountId, put: impl FnOnce(&mut Kept)) {
+        let accounts = self.accounts.read();
+        // No ring means that nobody of this account has ever listened.
+        let Some(ring) = accounts.get(&account) else { return };
+        let end = {
+            let mut kept = ring.kept.lock();
+            if kept.subscribers == 0 {
+                return;
+            }
+            put(&mut kept);
+            kept.end
+        };
+        ring.end.send_replace(end);
+    }
 }
 
 /// What is kept of an account's items, and a sign for those who wait.
@@ -164,52 +187,68 @@ struct Ring {
     end: watch::Sender<u64>,
 }
 
+enum Entry {
+    Item(BusItem),
+    /// So many items never came.
+    Missed(u64),
+}
+
+impl Entry {
+    /// The items that it stands for.
+    const fn weight(&self) -> u64 {
+        match self {
+            Self::Item(_) => 1,
+            Self::Missed(count) => *count,
+        }
+    }
+}
+
 #[derive(Default)]
 struct Kept {
-    items: VecDeque<(BusItem, usize)>,
+    entries: VecDeque<(Entry, usize)>,
     bytes: usize,
-    /// The number of the next item; the oldest kept one's is that less their count.
+    /// The number of the next entry; the oldest kept one's is that less their count.
     end: u64,
+    /// Items that all entries so far stood for.
+    weight: u64,
+    /// Items that the entries stood for which are kept no more.
+    weight_gone: u64,
     subscribers: usize,
 }
 
 impl Kept {
-    fn push(&mut self, item: BusItem) {
-        let bytes = item.bytes();
-        self.items.push_back((item, bytes));
+    fn push(&mut self, entry: Entry) {
+        let bytes = match &entry {
+            Entry::Item(item) => item.bytes(),
+            Entry::Missed(_) => 0,
+        };
+        self.weight = self.weight.saturating_add(entry.weight());
+        self.entries.push_back((entry, bytes));
         self.bytes += bytes;
         self.end += 1;
         // The newest stays, however large it is.
-        while self.items.len() > 1
-            && (self.items.len() > MemoryBus::ITEMS_MAX || self.bytes > MemoryBus::BYTES_MAX)
+        while self.entries.len() > 1
+            && (self.entries.len() > MemoryBus::ITEMS_MAX || self.bytes > MemoryBus::BYTES_MAX)
         {
-            if let Some((_, bytes)) = self.items.pop_front() {
+            if let Some((entry, bytes)) = self.entries.pop_front() {
                 self.bytes -= bytes;
+                self.weight_gone = self.weight_gone.saturating_add(entry.weight());
             }
         }
     }
 
-    /// Number of the oldest kept item.
+    /// Number of the oldest kept entry.
     fn begin(&self) -> u64 {
-        self.end - self.items.len() as u64
+        self.end - self.entries.len() as u64
     }
 }
 
 #[async_trait]
 impl Bus for MemoryBus {
     async fn publish(&self, account: AccountId, items: Vec<BusItem>) {
-        let accounts = self.accounts.read();
-        // No ring means that nobody of this account has ever listened.
-        let Some(ring) = accounts.get(&account) else { return };
-        let end = {
-            let mut kept = ring.kept.lock();
-            if kept.subscribers == 0 {
-                return;
-            }
-            items.into_iter().for_each(|item| kept.push(item));
-            kept.end
-        };
-        ring.end.send_replace(end);
+        self.put(account, |kept| {
+            items.into_iter().map(Entry::Item).for_each(|item| kept.push(item))
+        });
     }
 
     async fn subscribe(&self, account: AccountId, filter: TopicFilter) -> Box<dyn Subscription> {
@@ -218,21 +257,23 @@ impl Bus for MemoryBus {
             let new = || Arc::new(Ring { kept: Mutex::default(), end: watch::Sender::new(0) });
             Arc::clone(accounts.entry(account).or_insert_with(new))
         };
-        let next = {
+        let (next, weight) = {
             let mut kept = ring.kept.lock();
             kept.subscribers += 1;
-            kept.end
+            (kept.end, kept.weight)
         };
         let grown = ring.end.subscribe();
-        Box::new(MemorySubscription { ring, grown, next, filter })
+        Box::new(MemorySubscription { ring, grown, next, weight, filter })
     }
 }
 
 struct MemorySubscription {
     ring: Arc<Ring>,
     grown: watch::Receiver<u64>,
-    /// Number of the next item to look at.
+    /// Number of the next entry to look at.
     next: u64,
+    /// Items that all entries before it stood for.
+    weight: u64,
     filter: TopicFilter,
 }
 
@@ -240,16 +281,19 @@ impl MemorySubscription {
     /// The next item that is wanted among those kept.
     fn take(&mut self) -> Option<Result<BusItem, Lagged>> {
         let kept = self.ring.kept.lock();
-        let lost = kept.begin().saturating_sub(self.next);
-        if lost > 0 {
-            self.next = kept.begin();
+        if self.next < kept.begin() {
+            let lost = kept.weight_gone.saturating_sub(self.weight);
+            (self.next, self.weight) = (kept.begin(), kept.weight_gone);
             return Some(Err(Lagged(lost)));
         }
         let skipped = usize::try_from(self.next - kept.begin()).unwrap_or(usize::MAX);
-        for (item, _) in kept.items.iter().skip(skipped) {
+        for (entry, _) in kept.entries.iter().skip(skipped) {
             self.next += 1;
-            if self.filter.wants(item) {
-                return Some(Ok(item.clone()));
+            self.weight = self.weight.saturating_add(entry.weight());
+            match entry {
+                Entry::Item(item) if self.filter.wants(item) => return Some(Ok(item.clone())),
+                Entry::Item(_) => {}
+                Entry::Missed(count) => return Some(Err(Lagged(*count))),
             }
         }
         None
@@ -275,8 +319,9 @@ impl Drop for MemorySubscription {
         let mut kept = self.ring.kept.lock();
         kept.subscribers -= 1;
         if kept.subscribers == 0 {
-            kept.items = VecDeque::new();
+            kept.entries = VecDeque::new();
             kept.bytes = 0;
+            kept.weight_gone = kept.weight;
         }
     }
 }
@@ -307,5 +352,31 @@ mod tests {
         for _ in lost.0..100 {
             reader.next().await.unwrap().unwrap();
         }
+    }
+
+    fn log(object: u8) -> BusItem {
+        let kind = SeriesKind::DeviceLog;
+        BusItem::Log { kind, object: Uuid::from_bytes([object; 16]), lines: Arc::from([]) }
+    }
+
+    /// What never came is told between what came before and after it, and counts where a slow reader lost it too.
+    #[tokio::test]
+    async fn what_never_came_is_told_in_its_place() {
+        let (bus, account) = (MemoryBus::new(), AccountId::from_bytes([1; 16]));
+        let mut quick = bus.subscribe(account, TopicFilter::default()).await;
+        let mut slow = bus.subscribe(account, TopicFilter::default()).await;
+        bus.publish(account, vec![log(1)]).await;
+        bus.missed(account, 7);
+        bus.missed(account, 0);
+        bus.publish(account, vec![log(2)]).await;
+        assert!(quick.next().await.unwrap().is_ok());
+        assert_eq!(quick.next().await.unwrap().unwrap_err(), Lagged(7));
+        assert_eq!(quick.next().await.unwrap().unwrap_err(), Lagged(0));
+        assert!(quick.next().await.unwrap().is_ok());
+        for _ in 0..MemoryBus::ITEMS_MAX {
+            bus.publish(account, vec![log(3)]).await;
+        }
+        assert_eq!(slow.next().await.unwrap().unwrap_err(), Lagged(9));
+        assert!(slow.next().await.unwrap().is_ok());
     }
 }
