@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// Settings of a store. The worst case of memory is
-/// `shards × (queue_bytes_max + (frozen_max + 1) × memtable_bytes_max) + cache_bytes_max`.
+/// `shards × (queue_bytes_max + (frozen_max + 1) × memtable_bytes_max) + cache_bytes_max`, and
+/// the directories of the segments' indexes, some 60 bytes for every 8 KiB of index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MdbConfig {
     /// Shards, each with its own log and writer thread; 1 to 64. Fixed when the
@@ -29,14 +30,14 @@ pub struct MdbConfig {
     pub queue_wait_max: Duration,
     /// Most messages written with one sync.
     pub group_messages_max: usize,
-    /// Decoded blocks, segment indexes and tail windows kept in memory, in bytes.
+    /// Decoded blocks, pages of indexes and tail windows kept in memory, in bytes.
     pub cache_bytes_max: usize,
     /// A segment of this size is not merged any more, in bytes.
     pub segment_bytes_max: u64,
     /// Segments of one day and shard at which the smallest are merged; at least 2.
     pub merge_fan_in: usize,
-    /// Segments whose indexes come to more together are not merged, in bytes: an
-    /// index is held in memory whole, several times its size. At most 32 MiB.
+    /// Segments whose indexes come to more together are not merged, in bytes: while
+    /// they are, the index is in memory whole, several times its size. At most 32 MiB.
     pub merge_index_bytes_max: usize,
 }
 

@@ -11,9 +11,25 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 /// Messages of one append, and who waits for them.
 pub(crate) struct Job {
     pub(crate) messages: Vec<Accepted>,
-    pub(crate) reply: oneshot::Sender<Result<Vec<Receipt>, HistoryError>>,
+    pub(crate) reply: oneshot::Sender<Answer>,
     /// Room in the queue; free again when the writer has taken the job on.
     pub(crate) room: OwnedSemaphorePermit,
+}
+
+/// What became of a job. The messages go back to be freed by the thread that made them: the
+/// writer, which all wait for, would spend more time on that than on writing.
+pub(crate) struct Answer {
+    pub(crate) receipts: Result<Vec<Receipt>, HistoryError>,
+    pub(crate) messages: Vec<Accepted>,
+}
+
+impl Job {
+    pub(crate) fn answer(self, receipts: Result<Vec<Receipt>, HistoryError>) {
+        let Self { messages, reply, room } = self;
+        drop(room);
+        // The caller may have gone; its messages are durable all the same.
+        drop(reply.send(Answer { receipts, messages }));
+    }
 }
 
 /// What a writer is asked for.

@@ -20,7 +20,7 @@ use crate::aggregate::Aggregate;
 use crate::config::{MdbConfig, OpenError};
 use crate::disk::{Disk, RealDisk};
 use crate::open::{Opened, open};
-use crate::queue::Job;
+use crate::queue::{Answer, Job};
 use crate::shard::{Sealing, Shard};
 use crate::{merge, retain};
 
@@ -230,7 +230,7 @@ async fn flush(shard: &Arc<Shard>) -> Result<(), HistoryError> {
 async fn enqueue(
     shard: &Shard,
     messages: Vec<Accepted>,
-) -> Result<oneshot::Receiver<Result<Vec<Receipt>, HistoryError>>, HistoryError> {
+) -> Result<oneshot::Receiver<Answer>, HistoryError> {
     let mut kib = 1;
     for message in &messages {
         let bytes = message.params().content_bytes();
@@ -269,11 +269,12 @@ async fn enqueue(
 /// Largest content of one message; twice as much must fit into a frame of the log.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
-async fn answered(
-    answer: oneshot::Receiver<Result<Vec<Receipt>, HistoryError>>,
-) -> Result<Vec<Receipt>, HistoryError> {
+async fn answered(answer: oneshot::Receiver<Answer>) -> Result<Vec<Receipt>, HistoryError> {
     match answer.await {
-        Ok(result) => result,
+        Ok(Answer { receipts, messages }) => {
+            drop(messages);
+            receipts
+        }
         Err(_) => Err(HistoryError::Failed("the writer has ended".to_owned())),
     }
 }

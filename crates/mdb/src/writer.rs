@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use fieldline_contracts::HistoryError;
 use fieldline_model::{Cursor, Receipt, Series};
-use metrics::{counter, histogram};
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use tracing::{debug, error, info, warn};
 
 use crate::dict::Dict;
@@ -55,8 +55,33 @@ enum Failure {
     Sync(io::Error),
 }
 
+/// What is counted of every group: looked up once, not by name for each.
+struct Meters {
+    queue_messages: Gauge,
+    messages: Counter,
+    duplicates: Counter,
+    log_bytes: Counter,
+    group_messages: Histogram,
+    sync_seconds: Histogram,
+}
+
+impl Meters {
+    fn of_shard(label: &str) -> Self {
+        let label = || label.to_owned();
+        Self {
+            queue_messages: gauge!("fieldline_mdb_queue_messages", "shard" => label()),
+            messages: counter!("fieldline_mdb_messages_total", "shard" => label()),
+            duplicates: counter!("fieldline_mdb_duplicates_total", "shard" => label()),
+            log_bytes: counter!("fieldline_mdb_log_bytes_total", "shard" => label()),
+            group_messages: histogram!("fieldline_mdb_group_messages", "shard" => label()),
+            sync_seconds: histogram!("fieldline_mdb_sync_seconds", "shard" => label()),
+        }
+    }
+}
+
 pub(crate) struct Writer {
     shard: Arc<Shard>,
+    meters: Meters,
     dict: Dict,
     log: Log,
     next_file: u64,
@@ -93,6 +118,7 @@ impl Writer {
         dict.epoch = 1;
         let log = Log::Absent;
         Self {
+            meters: Meters::of_shard(&shard.label),
             shard,
             dict,
             log,
@@ -126,9 +152,7 @@ impl Writer {
 
     /// Writes and answers one group.
     fn write(&mut self, jobs: Vec<Job>) {
-        let label = self.shard.label.clone();
-        metrics::gauge!("fieldline_mdb_queue_messages", "shard" => label.clone())
-            .set(to_f64(self.shard.queue.depth()));
+        self.meters.queue_messages.set(to_f64(self.shard.queue.depth()));
         if let Err(error) = self.make_room().and_then(|()| self.prepare_log()) {
             self.refuse(jobs, &error);
             return;
@@ -145,10 +169,9 @@ impl Writer {
             info!(shard = self.shard.number, "messages are appended again");
         }
         let stored = group.messages.len();
-        counter!("fieldline_mdb_messages_total", "shard" => label.clone()).increment(stored as u64);
-        counter!("fieldline_mdb_duplicates_total", "shard" => label.clone())
-            .increment((group.receipts.len() - stored) as u64);
-        histogram!("fieldline_mdb_group_messages", "shard" => label).record(to_f64(stored));
+        self.meters.messages.increment(stored as u64);
+        self.meters.duplicates.increment((group.receipts.len() - stored) as u64);
+        self.meters.group_messages.record(to_f64(stored));
         if group.frames.capacity() <= FRAME_BUFFER_BYTES_KEPT {
             self.frame_buffer = group.frames;
         }
@@ -156,9 +179,7 @@ impl Writer {
         let mut receipts = group.receipts.into_iter();
         for job in jobs {
             let own: Vec<Receipt> = receipts.by_ref().take(job.messages.len()).collect();
-            drop(job.room);
-            // The caller may have gone; its messages are durable all the same.
-            drop(job.reply.send(Ok(own)));
+            job.answer(Ok(own));
         }
         if self.shard.is_full(self.dict.bytes) {
             self.freeze(false);
@@ -171,8 +192,7 @@ impl Writer {
         counter!("fieldline_mdb_refused_total", "shard" => self.shard.label.clone(), "code" => error.code())
             .increment(jobs.iter().map(|job| job.messages.len() as u64).sum());
         for job in jobs {
-            drop(job.room);
-            drop(job.reply.send(Err(error.clone())));
+            job.answer(Err(error.clone()));
         }
     }
 
@@ -214,7 +234,8 @@ impl Writer {
             bodies: Vec::new(),
             frames: Vec::new(),
         };
-        let mut within: FoldMap<(u32, i64, u64), u64> = FoldMap::default();
+        // What the group holds itself; made when the first late message asks.
+        let mut within: Option<FoldMap<(u32, i64, u64), u64>> = None;
         let mut last: Option<(Series, u32)> = None;
         for message in jobs.iter().flat_map(|job| &job.messages) {
             let series = message.series();
@@ -227,6 +248,10 @@ impl Writer {
             let newest = self.dict.series.get(id as usize).and_then(|entry| entry.item.newest);
             // Newer than everything of its series: it cannot be there already.
             if newest.is_some_and(|newest| timestamp <= newest) {
+                let within = within.get_or_insert_with(|| {
+                    let known = |m: &Message| ((m.series, m.timestamp, m.hash), m.seq);
+                    group.messages.iter().map(known).collect()
+                });
                 let first = within.get(&(id, timestamp, hash)).copied();
                 let first = first.or_else(|| self.shard.find(&series, timestamp, hash));
                 if let Some(seq) = first {
@@ -239,7 +264,9 @@ impl Writer {
             }
             let seq = self.next_seq;
             self.next_seq += 1;
-            within.insert((id, timestamp, hash), seq);
+            if let Some(within) = &mut within {
+                within.insert((id, timestamp, hash), seq);
+            }
             let shape = self.dict.shape(id, message.params());
             let start = group.bodies.len();
             for (_, value) in message.params() {
@@ -279,18 +306,16 @@ impl Writer {
             .write_all_at(&group.frames, log.durable)
             .map_err(Failure::Write)
             .and_then(|()| log.file.sync().map_err(Failure::Sync));
-        let label = self.shard.label.clone();
-        histogram!("fieldline_mdb_sync_seconds", "shard" => label.clone())
-            .record(started.elapsed().as_secs_f64());
+        self.meters.sync_seconds.record(started.elapsed().as_secs_f64());
         match written {
             Ok(()) => {
                 log.durable += group.frames.len() as u64;
-                counter!("fieldline_mdb_log_bytes_total", "shard" => label)
-                    .increment(group.frames.len() as u64);
+                self.meters.log_bytes.increment(group.frames.len() as u64);
                 Ok(())
             }
             Err(failure) => {
-                counter!("fieldline_mdb_write_errors_total", "shard" => label).increment(1);
+                counter!("fieldline_mdb_write_errors_total", "shard" => self.shard.label.clone())
+                    .increment(1);
                 Err(self.heal(failure))
             }
         }

@@ -11,8 +11,8 @@ use crate::common::{
 };
 use crate::fake_disk::FakeDisk;
 
-fn numbers_of(ranges: &[std::ops::Range<i64>]) -> Vec<i64> {
-    ranges.iter().cloned().flatten().collect()
+fn listed(numbers: impl Iterator<Item = i64>) -> Vec<i64> {
+    numbers.collect()
 }
 
 /// What a power cut leaves of the disk holds this, and all of it is known as duplicates.
@@ -38,7 +38,7 @@ async fn a_full_disk_refuses_and_recovers_without_restart() {
     let receipts = append(&store, batch(5, 10)).await;
     assert!(receipts.iter().all(|r| !r.duplicate));
     drop(store);
-    assert_eq!(said(&reopened(&disk)).await, numbers_of(&[0..10]));
+    assert_eq!(said(&reopened(&disk)).await, listed(0..10));
 }
 
 /// Appends while `syncs` syncs and `cuts` cuts fail are refused, then they go on.
@@ -51,7 +51,7 @@ async fn refused_and_gone_on(syncs: u32, cuts: u32, refusals: u32) -> FakeDisk {
         assert!(matches!(refused, Err(HistoryError::Failed(_))), "{refused:?}");
     }
     append(&store, batch(10, 15)).await;
-    let expected = numbers_of(&[0..5, 10..15]);
+    let expected = listed((0..5).chain(10..15));
     assert_eq!(said(&store).await, expected);
     assert_left(&disk, 3, &expected, "after a refusal").await;
     disk
@@ -79,7 +79,7 @@ async fn what_is_found_again_after_a_failed_sync_is_made_durable() {
     drop(store);
     let store = reopened(&disk);
     append(&store, batch(5, 10)).await;
-    assert_left(&disk, 3, &numbers_of(&[0..10]), "after it was found").await;
+    assert_left(&disk, 3, &listed(0..10), "after it was found").await;
 }
 
 /// Sealing and merging with a fault at every step; `fault` says whether there was one.
@@ -91,7 +91,7 @@ async fn at_every_step(steps_min: u64, fault: impl AsyncFn(&FakeDisk, &Mdb, u64)
         let was_one = fault(&disk, &store, step).await;
         // The faults are over, as far as the next process is concerned.
         for seed in 0..4 {
-            assert_left(&disk, seed, &numbers_of(&[0..60]), &format!("step {step}")).await;
+            assert_left(&disk, seed, &listed(0..60), &format!("step {step}")).await;
         }
         drop(store);
         if !was_one {
