@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fieldline_contracts::history::Gap;
 use fieldline_contracts::{HistoryError, RegistryError};
 use tokio_postgres::error::SqlState;
 
@@ -126,6 +127,8 @@ pub(crate) enum Fault {
     Exhausted(usize),
     #[error("{0}")]
     Damaged(String),
+    #[error("{0}")]
+    Gap(Box<Gap>),
 }
 
 /// What the server said, on one line.
@@ -163,7 +166,7 @@ impl Fault {
             Self::Server(error) => error,
             Self::Slow(_) | Self::Connect(_) => return Verdict::Lost,
             Self::Exhausted(_) => return Verdict::Again,
-            Self::Damaged(_) => return Verdict::Final,
+            Self::Damaged(_) | Self::Gap(_) => return Verdict::Final,
         };
         let Some(code) = error.code() else { return Verdict::Lost };
         match code.code().as_bytes() {
@@ -199,6 +202,7 @@ impl Fault {
     pub(crate) fn history(&self) -> HistoryError {
         match self {
             Self::Damaged(what) => HistoryError::Corrupt(what.clone()),
+            Self::Gap(gap) => HistoryError::Gap(gap.clone()),
             Self::Exhausted(_) => HistoryError::Busy,
             other => HistoryError::Failed(other.to_string()),
         }

@@ -18,6 +18,7 @@
 
 mod connect;
 mod error;
+mod history;
 mod migrate;
 mod pool;
 mod registry;
@@ -25,6 +26,10 @@ mod schema;
 mod settings;
 mod tls;
 
+#[doc(hidden)]
+pub use crate::history::row;
+
 pub use crate::error::ConnectError;
+pub use crate::history::PostgresHistory;
 pub use crate::registry::PostgresRegistry;
 pub use crate::settings::{Settings, TlsSettings};

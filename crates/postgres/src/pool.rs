@@ -82,6 +82,18 @@ impl Pool {
     }
 }
 
+/// Waits for `work`, a transaction; where it fails, the connection is left without one.
+pub(crate) async fn whole<T>(
+    link: &Link,
+    work: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    let done = work.await;
+    if done.is_err() && !link.client.is_closed() {
+        link.client.batch_execute("ROLLBACK").await?;
+    }
+    done
+}
+
 /// A connection on loan. Dropped, it is ended.
 pub(crate) struct Lease {
     link: Link,

@@ -1,0 +1,278 @@
+//! Last values, folded from the tail.
+//!
+//! `last_values` has the newest value of each parameter up to `folds.seq` of each shard; both are written
+//! in one transaction, so any node may go on from there. Asked for, the rest of the tail is folded first.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use fieldline_model::{Cursor, ParamName, Series, SeriesKind, Stored, Timestamp, Value};
+use futures_util::FutureExt as _;
+use tokio_postgres::types::ToSql;
+
+use crate::connect::Link;
+use crate::error::Fault;
+use crate::history::row::{
+    Damage, Input, Names, put_bytes, put_value, put_varint, take_value, unzigzag, zigzag,
+};
+use crate::history::{Shared, read};
+use crate::pool::whole;
+
+/// Messages folded in one transaction.
+const STEP: usize = 5_000;
+
+/// Messages of a shard that may wait to be folded until somebody asks.
+const BEHIND_MAX: i64 = 50_000;
+
+/// Series in one answer of the server.
+const CHUNK: i64 = 1_000;
+
+/// Most parameters of a series that are kept; of more, those that were not set for longest go.
+const PARAMETERS_MAX: usize = 4_096;
+
+/// The format of `last_values.body`.
+const FORMAT: u8 = 1;
+
+/// The newest values of a series.
+type Latest = BTreeMap<ParamName, (i64, Value)>;
+
+/// Folds what is far behind; for the background. Leaves to another node what that one folds.
+pub(crate) async fn behind(shared: &Arc<Shared>) -> Result<(), Fault> {
+    for shard in 0..shared.shards {
+        while !step(shared, shard, None).await? {}
+    }
+    Ok(())
+}
+
+/// Calls `visit` for each newest value of every message series.
+pub(crate) async fn visit(
+    shared: &Arc<Shared>,
+    visit: &mut (dyn for<'a> FnMut(Series, &'a ParamName, &'a Value, Timestamp) + Send),
+) -> Result<(), Fault> {
+    for shard in 0..shared.shards {
+        let newest = shared.pool.run(move |link| head(link, shard).boxed()).await?;
+        while !step(shared, shard, Some(newest)).await? {}
+    }
+    let mut after = i64::MIN;
+    loop {
+        let chunk = shared.pool.run(move |link| chunk(link, after).boxed()).await?;
+        let Some((last, _, _)) = chunk.last() else { return Ok(()) };
+        after = *last;
+        for (_, series, latest) in &chunk {
+            for (name, (at, value)) in latest {
+                visit(*series, name, value, Timestamp::from_micros(*at));
+            }
+        }
+    }
+}
+
+/// Up to where a shard is filled.
+async fn head(link: &Link, shard: u16) -> Result<i64, Fault> {
+    let statement = link.prepared("SELECT seq FROM shards WHERE shard = $1").await?;
+    Ok(link.client.query_one(&statement, &[&shard.cast_signed()]).await?.try_get(0)?)
+}
+
+async fn chunk(link: &Link, after: i64) -> Result<Vec<(i64, Series, Latest)>, Fault> {
+    let statement = link
+        .prepared(
+            "SELECT l.series, l.body, s.account, s.kind, s.object \
+             FROM last_values l JOIN series s ON s.id = l.series \
+             WHERE l.series > $1 ORDER BY l.series LIMIT $2",
+        )
+        .await?;
+    let mut names = Names::default();
+    let mut found = Vec::new();
+    for row in link.client.query(&statement, &[&after, &CHUNK]).await? {
+        let id: i64 = row.try_get(0)?;
+        let series = read::series_of(row.try_get(2)?, row.try_get(3)?, row.try_get(4)?)?;
+        // What cannot be read must not keep the others from being known.
+        let latest = decode(row.try_get(1)?, &mut names).unwrap_or_else(|damage| {
+            tracing::error!(
+                series = id,
+                damage = damage.0,
+                "the last values of a series cannot be read"
+            );
+            Latest::new()
+        });
+        found.push((id, series, latest));
+    }
+    Ok(found)
+}
+
+/// Folds the next messages of a shard, up to `target` or, without one, as long as it is far behind.
+/// Returns whether that is done.
+async fn step(shared: &Arc<Shared>, shard: u16, target: Option<i64>) -> Result<bool, Fault> {
+    shared
+        .pool
+        .run(move |link| async move { whole(link, fold(link, shard, target)).await }.boxed())
+        .await
+}
+
+async fn fold(link: &Link, shard: u16, target: Option<i64>) -> Result<bool, Fault> {
+    link.client.batch_execute("BEGIN").await?;
+    let sql = match target {
+        Some(_) => {
+            "SELECT f.seq, s.seq FROM folds f JOIN shards s USING (shard) WHERE f.shard = $1 \
+             FOR UPDATE OF f"
+        }
+        None => {
+            "SELECT f.seq, s.seq FROM folds f JOIN shards s USING (shard) WHERE f.shard = $1 \
+             FOR UPDATE OF f SKIP LOCKED"
+        }
+    };
+    let statement = link.prepared(sql).await?;
+    let number = shard.cast_signed();
+    let row = link.client.query_opt(&statement, &[&number]).await?;
+    let (from, newest): (i64, i64) = match &row {
+        Some(row) => (row.try_get(0)?, row.try_get(1)?),
+        None => (0, 0),
+    };
+    let done = match target {
+        Some(target) => from >= target,
+        None => newest - from < BEHIND_MAX,
+    };
+    if done {
+        link.client.batch_execute("ROLLBACK").await?;
+        return Ok(true);
+    }
+    let cursor = Cursor { shard, seq: u64::try_from(from).unwrap_or(0) };
+    let page = read::tail_on(link, cursor, STEP).await?;
+    if let Some(gap) = &page.gap {
+        tracing::error!(%gap, "last values are made without what cannot be read");
+    }
+    // Where there is no more, retention took the rest.
+    let upto = page.upto.map_or(newest, |upto| i64::try_from(upto.seq).unwrap_or(i64::MAX));
+    put(link, &page.found).await?;
+    let note = link.prepared("UPDATE folds SET seq = $2 WHERE shard = $1").await?;
+    link.client.execute(&note, &[&number, &upto]).await?;
+    link.client.batch_execute("COMMIT").await?;
+    Ok(false)
+}
+
+/// Merges messages into the last values of their series.
+async fn put(link: &Link, messages: &[(i64, Stored)]) -> Result<(), Fault> {
+    let mut series: HashMap<i64, Latest> = HashMap::new();
+    for (id, message) in messages {
+        if message.series().kind == SeriesKind::Message {
+            series.entry(*id).or_default();
+        }
+    }
+    if series.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<i64> = series.keys().copied().collect();
+    let known =
+        link.prepared("SELECT series, body FROM last_values WHERE series = ANY($1)").await?;
+    let mut names = Names::default();
+    for row in link.client.query(&known, &[&ids]).await? {
+        if let Ok(latest) = decode(row.try_get(1)?, &mut names) {
+            series.insert(row.try_get(0)?, latest);
+        }
+    }
+    for (id, message) in messages {
+        let Some(latest) = series.get_mut(id) else { continue };
+        let at = message.timestamp().as_micros();
+        for (name, value) in message.params() {
+            match latest.get_mut(name) {
+                // Of one instant the later message's: they come in order of arrival.
+                Some(before) if before.0 > at => {}
+                Some(before) => *before = (at, value.clone()),
+                None => {
+                    latest.insert(name.clone(), (at, value.clone()));
+                }
+            }
+        }
+    }
+    let (mut ids, mut newest, mut bodies) = (Vec::new(), Vec::new(), Vec::new());
+    for (id, mut latest) in series {
+        bound(&mut latest);
+        ids.push(id);
+        newest.push(latest.values().map(|(at, _)| *at).max().unwrap_or(i64::MIN));
+        bodies.push(encode(&latest));
+    }
+    let statement = link
+        .prepared(
+            "INSERT INTO last_values (series, newest, body) \
+             SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bytea[]) \
+             ON CONFLICT (series) DO UPDATE SET newest = EXCLUDED.newest, body = EXCLUDED.body",
+        )
+        .await?;
+    let terms: [&(dyn ToSql + Sync); 3] = [&ids, &newest, &bodies];
+    link.client.execute(&statement, &terms).await?;
+    Ok(())
+}
+
+/// Lets go of the oldest of too many.
+fn bound(latest: &mut Latest) {
+    if latest.len() <= PARAMETERS_MAX {
+        return;
+    }
+    let mut times: Vec<i64> = latest.values().map(|(at, _)| *at).collect();
+    times.sort_unstable_by(|a, b| b.cmp(a));
+    let oldest = times.get(PARAMETERS_MAX - 1).copied().unwrap_or(i64::MIN);
+    let mut left = PARAMETERS_MAX;
+    latest.retain(|_, (at, _)| {
+        let keep = *at >= oldest && left > 0;
+        left -= usize::from(keep);
+        keep
+    });
+}
+
+fn encode(latest: &Latest) -> Vec<u8> {
+    let mut out = vec![FORMAT];
+    put_varint(&mut out, latest.len() as u64);
+    for (name, (at, value)) in latest {
+        put_bytes(&mut out, name.as_str().as_bytes());
+        put_varint(&mut out, zigzag(*at));
+        put_value(&mut out, value);
+    }
+    out
+}
+
+fn decode(bytes: &[u8], names: &mut Names) -> Result<Latest, Damage> {
+    let mut input = Input(bytes);
+    if input.u8()? != FORMAT {
+        return Err(Damage("the format is unknown: a newer version wrote it"));
+    }
+    let mut latest = Latest::new();
+    for _ in 0..input.count()? {
+        let name = names.name(input.text()?)?;
+        let at = unzigzag(input.varint()?);
+        latest.insert(name, (at, take_value(&mut input)?));
+    }
+    if input.0.is_empty() { Ok(latest) } else { Err(Damage("bytes are left after the values")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn last_values_round_trip(all in prop::collection::btree_map("[a-z.]{1,12}", (any::<i64>(), any::<i64>()), 0..20)) {
+            let latest: Latest = all
+                .into_iter()
+                .map(|(name, (at, n))| (ParamName::new(name).unwrap(), (at, Value::Int(n))))
+                .collect();
+            prop_assert_eq!(decode(&encode(&latest), &mut Names::default()), Ok(latest));
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_panic(bytes: Vec<u8>) {
+            let _read = decode(&[&[FORMAT][..], &bytes].concat(), &mut Names::default());
+        }
+    }
+
+    #[test]
+    fn of_too_many_the_oldest_go() {
+        let name = |n: usize| ParamName::new(format!("p{n:05}")).unwrap();
+        let mut latest: Latest = (0..PARAMETERS_MAX + 10)
+            .map(|n| (name(n), (i64::try_from(n).unwrap(), Value::Bool(true))))
+            .collect();
+        bound(&mut latest);
+        assert_eq!(latest.len(), PARAMETERS_MAX);
+        assert!(!latest.contains_key(&name(9)) && latest.contains_key(&name(10)));
+    }
+}
