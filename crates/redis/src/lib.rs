@@ -165,10 +165,8 @@ impl RedisState {
     pub async fn close(&self) {
         self.stop.cancel();
         let task = self.monitor.lock().take();
-        if let Some(task) = task {
-            if let Err(error) = task.await {
-                tracing::error!(%error, "the task that keeps the connection to Redis ended badly");
-            }
+        if let Some(Err(error)) = async { Some(task?.await) }.await {
+            tracing::error!(%error, "the task that keeps the connection to Redis ended badly");
         }
         let mut link = self.inner.link.write();
         link.open = false;

@@ -10,9 +10,9 @@ use fieldline_contracts::Status;
 use fieldline_model::AccountId;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, FromRedisValue, PushInfo, PushKind, RedisResult};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::connect::connect;
 use crate::inner::{BULK_TIMEOUT, Inner, Mirror, by_device, pipeline, script};
@@ -33,11 +33,13 @@ pub(crate) struct Monitor {
     run_id: String,
     /// The memory that has been told everything of this node.
     told: Option<Arc<[u8]>>,
-    resync: Option<JoinHandle<()>>,
+    resync: Option<AbortOnDropHandle<()>>,
 }
 
-/// What a look finds.
-type Beat = (u64, Vec<u8>, Option<Vec<u8>>, u64, u64);
+/// What a look finds: the server's time in milliseconds, when its memory began, the marker, the
+/// nodes that ended without a word, those of them that were mended for, and whether a node is
+/// filling or mending.
+type Beat = (u64, Vec<u8>, Option<Vec<u8>>, u64, u64, bool);
 
 /// Something did not work, in words.
 type Failed = String;
@@ -77,9 +79,7 @@ impl Monitor {
                 () = self.inner.wake.notified() => tokio::time::sleep(RETRY_MIN.min(wait)).await,
             }
         }
-        if let Some(resync) = self.resync.take() {
-            resync.abort();
-        }
+        self.resync = None;
         self.leave().await;
     }
 
@@ -87,12 +87,10 @@ impl Monitor {
     pub(crate) async fn look(&mut self) -> Result<(), Failed> {
         let inner = Arc::clone(&self.inner);
         let (serial, was_open) = self.connected().await?;
-        let (now_ms, since, marker, stale, mended) = self.beat().await?;
+        let (now_ms, since, marker, stale, mended, locked) = self.beat().await?;
         let since: Arc<[u8]> = since.into();
         let marker = self.trusted(marker).await?;
-        if !was_open {
-            self.sound().await?;
-        }
+        self.sound(was_open).await?;
         if self.told.as_ref() != Some(&since) {
             // Another memory, or our first look: all that is this node's is told again.
             inner.link.write().settled = None;
@@ -115,7 +113,7 @@ impl Monitor {
         let age_ms = now_ms.saturating_sub(began_ms(&since));
         let settled = u128::from(age_ms) >= inner.config.node_ttl.as_millis();
         self.open(serial, marker.as_deref(), settled.then_some(&since));
-        if marker.is_none() || stale != mended {
+        if (marker.is_none() || stale != mended) && !locked {
             self.start_resync();
         }
         if settled {
@@ -188,7 +186,8 @@ impl Monitor {
         let inner = Arc::clone(&self.inner);
         let keys = &inner.keys;
         let node = format!("{}{}", keys.node, inner.node);
-        let names = [&node, &keys.nodes, &keys.since, &keys.marker, &keys.stale, &keys.mended];
+        let names =
+            [&node, &keys.nodes, &keys.since, &keys.marker, &keys.stale, &keys.mended, &keys.lock];
         let mut cmd = script(&inner.scripts.beat, &names.map(String::as_str));
         cmd.arg(&inner.node).arg(&inner.incarnation);
         cmd.arg(u64::try_from(inner.config.node_ttl.as_millis()).unwrap_or(u64::MAX));
@@ -211,19 +210,16 @@ impl Monitor {
         Ok(None)
     }
 
-    /// Whether the link's connection answers and has the scripts.
-    async fn sound(&self) -> Result<(), Failed> {
+    /// Whether the link's connection answers, also while nobody uses it; after a failure, whether
+    /// it has the scripts as well.
+    async fn sound(&self, was_open: bool) -> Result<(), Failed> {
         let Some(mut connection) = self.inner.link.read().connection.clone() else {
             return Err("there is no connection".into());
         };
-        let load = |script: &redis::Script| {
-            // The crate does not give its text away but by its own call.
-            let script = script.clone();
-            let mut connection = connection.clone();
-            async move { script.load_async(&mut connection).await }
-        };
-        for script in self.inner.scripts.all() {
-            within(&self.inner, LOOK_TIMEOUT, load(script)).await?;
+        if !was_open {
+            for script in self.inner.scripts.all() {
+                within(&self.inner, LOOK_TIMEOUT, script.load_async(&mut connection)).await?;
+            }
         }
         let ping = redis::cmd("PING");
         let _pong: redis::Value =
@@ -336,7 +332,8 @@ impl Monitor {
         if self.resync.as_ref().is_some_and(|running| !running.is_finished()) {
             return;
         }
-        self.resync = Some(tokio::spawn(crate::resync::run(Arc::clone(&self.inner))));
+        let resync = tokio::spawn(crate::resync::run(Arc::clone(&self.inner)));
+        self.resync = Some(AbortOnDropHandle::new(resync));
     }
 
     /// Sees that all copies follow, and that those nobody looks at are let go of.

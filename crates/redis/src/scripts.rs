@@ -176,7 +176,7 @@ redis.call('PUBLISH', KEYS[4], version .. ARGV[1] .. struct.pack('B', #ARGV[2]) 
 return {'set'}
 ";
 
-/// KEYS: node, nodes, since, marker, stale, mended. ARGV: node, incarnation, ttl_ms, prefix of
+/// KEYS: node, nodes, since, marker, stale, mended, lock. ARGV: node, incarnation, ttl_ms, prefix of
 /// nodes' keys. A node that is gone without a word may have taken with it what it had not told.
 const BEAT: &str = r"
 local t = redis.call('TIME')
@@ -197,7 +197,7 @@ for i = 1, #nodes, 2 do
   end
 end
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
-return {now, since, redis.call('GET', KEYS[4]), redis.call('GET', KEYS[5]) or '0', redis.call('GET', KEYS[6]) or '0'}
+return {now, since, redis.call('GET', KEYS[4]), redis.call('GET', KEYS[5]) or '0', redis.call('GET', KEYS[6]) or '0', redis.call('EXISTS', KEYS[7])}
 ";
 
 /// KEYS: node, nodes. ARGV: node, incarnation. A node leaves with nothing untold.

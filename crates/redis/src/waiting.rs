@@ -139,11 +139,10 @@ impl HeldConnections {
 
     /// Drops it if it is of `epoch`: another connection is known to be newer.
     pub(crate) fn remove(&mut self, account: AccountId, device: DeviceId, epoch: u64) {
-        if let Some(held) = self.held.get(&(account, device)) {
-            if held.epoch == epoch {
-                self.untold -= usize::from(!held.told);
-                self.held.remove(&(account, device));
-            }
+        let known = self.held.get(&(account, device)).filter(|held| held.epoch == epoch);
+        if let Some(held) = known {
+            self.untold -= usize::from(!held.told);
+            self.held.remove(&(account, device));
         }
     }
 

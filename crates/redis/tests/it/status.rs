@@ -17,10 +17,10 @@ async fn until(watch: &mut dyn StatusWatch, wanted: i64) -> bool {
         loop {
             match watch.next().await.expect("the watch goes on") {
                 StatusChange::Resynced => resynced = true,
-                StatusChange::Set { name, value, .. } if &*name == "n" => {
-                    if value.value == Value::Int(wanted) {
-                        return;
-                    }
+                StatusChange::Set { name, value, .. }
+                    if &*name == "n" && value.value == Value::Int(wanted) =>
+                {
+                    return;
                 }
                 _ => {}
             }

@@ -10,19 +10,19 @@ use fieldline_model::{
 use fieldline_redis::{RedisConfig, RedisState};
 use fieldline_testkit::history::ScriptedHistory;
 
-pub const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
+pub(crate) const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
 /// Longest that recovery may take: the machine is shared.
-pub const RECOVERY: Duration = Duration::from_secs(30);
+pub(crate) const RECOVERY: Duration = Duration::from_secs(30);
 
-pub fn config(url: &str) -> RedisConfig {
+pub(crate) fn config(url: &str) -> RedisConfig {
     RedisConfig { url: url.to_owned(), node_ttl: Duration::from_secs(1), ..RedisConfig::default() }
 }
 
-pub async fn node(url: &str, name: &str, history: &Arc<ScriptedHistory>) -> Arc<RedisState> {
+pub(crate) async fn node(url: &str, name: &str, history: &Arc<ScriptedHistory>) -> Arc<RedisState> {
     node_with(config(url), name, history).await
 }
 
-pub async fn node_with(
+pub(crate) async fn node_with(
     config: RedisConfig,
     name: &str,
     history: &Arc<ScriptedHistory>,
@@ -34,34 +34,34 @@ pub async fn node_with(
 }
 
 /// Waits until the node can tell everything; returns how long that took.
-pub async fn ready(state: &RedisState) -> Duration {
+pub(crate) async fn ready(state: &RedisState) -> Duration {
     let began = Instant::now();
     assert!(state.ready(RECOVERY).await, "{:?}", state.problems());
     began.elapsed()
 }
 
-pub fn account() -> AccountId {
+pub(crate) fn account() -> AccountId {
     AccountId::new(START, rand::random())
 }
 
-pub fn device() -> DeviceId {
+pub(crate) fn device() -> DeviceId {
     DeviceId::new(START, rand::random())
 }
 
-pub fn name(text: &str) -> ParamName {
+pub(crate) fn name(text: &str) -> ParamName {
     ParamName::new(text).unwrap()
 }
 
-pub fn at(seconds: i64) -> Timestamp {
+pub(crate) fn at(seconds: i64) -> Timestamp {
     START.plus_micros(seconds * 1_000_000)
 }
 
-pub fn last(value: i64, seconds: i64) -> LastValue {
+pub(crate) fn last(value: i64, seconds: i64) -> LastValue {
     LastValue { value: Value::Int(value), timestamp: at(seconds) }
 }
 
 /// Stores one message as the pipeline does; its last values are still to be applied.
-pub async fn stored(
+pub(crate) async fn stored(
     history: &ScriptedHistory,
     account: AccountId,
     device: DeviceId,
@@ -75,7 +75,7 @@ pub async fn stored(
 }
 
 /// Stores and applies `n` at the second `n`.
-pub async fn submit(
+pub(crate) async fn submit(
     history: &ScriptedHistory,
     state: &dyn State,
     account: AccountId,
@@ -87,11 +87,11 @@ pub async fn submit(
 }
 
 /// A connection without anything between.
-pub async fn raw(url: &str) -> redis::aio::MultiplexedConnection {
+pub(crate) async fn raw(url: &str) -> redis::aio::MultiplexedConnection {
     redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap()
 }
 
-pub async fn run(url: &str, command: &[&str]) -> redis::Value {
+pub(crate) async fn run(url: &str, command: &[&str]) -> redis::Value {
     let (first, rest) = command.split_first().unwrap();
     let mut cmd = redis::cmd(first);
     rest.iter().for_each(|arg| _ = cmd.arg(*arg));
@@ -99,7 +99,7 @@ pub async fn run(url: &str, command: &[&str]) -> redis::Value {
 }
 
 /// Waits until `holds` does.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let began = Instant::now();
     while !holds().await {
         assert!(began.elapsed() < RECOVERY, "not in time: {what}");
