@@ -26,6 +26,9 @@ use crate::tls::Tls;
 /// Longest that one server may take to let us in.
 pub(crate) const CONNECT_MAX: Duration = Duration::from_secs(3);
 
+/// Longest that a session may say nothing within a transaction: what it has locked, others wait for.
+const IDLE_MILLIS: u128 = 3_000;
+
 /// Most statements that a connection keeps prepared.
 const STATEMENTS_MAX: usize = 256;
 
@@ -230,7 +233,7 @@ fn session_options(settings: &Settings, given: Option<&str>) -> String {
         format!("search_path={}", settings.schema),
         format!("statement_timeout={milliseconds}"),
         format!("lock_timeout={}", milliseconds / 2),
-        format!("idle_in_transaction_session_timeout={milliseconds}"),
+        format!("idle_in_transaction_session_timeout={}", milliseconds.min(IDLE_MILLIS)),
         "client_connection_check_interval=2000".to_owned(),
         "tcp_keepalives_idle=5".to_owned(),
         "tcp_keepalives_interval=2".to_owned(),

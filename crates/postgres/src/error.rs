@@ -204,6 +204,15 @@ impl Fault {
             Self::Damaged(what) => HistoryError::Corrupt(what.clone()),
             Self::Gap(gap) => HistoryError::Gap(gap.clone()),
             Self::Exhausted(_) => HistoryError::Busy,
+            // Its own words name files.
+            other
+                if other.is(&SqlState::DATA_CORRUPTED) || other.is(&SqlState::INDEX_CORRUPTED) =>
+            {
+                HistoryError::Corrupt(
+                    "PostgreSQL finds damaged pages: look with pg_amcheck, and restore a backup"
+                        .to_owned(),
+                )
+            }
             other => HistoryError::Failed(other.to_string()),
         }
     }

@@ -26,6 +26,9 @@ mod schema;
 mod settings;
 mod tls;
 
+/// Most changes that the audit trail keeps; the oldest of the accounts with the most go first.
+pub const AUDIT_MAX: u64 = 1_000_000;
+
 #[doc(hidden)]
 pub use crate::history::row;
 

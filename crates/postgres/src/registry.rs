@@ -5,6 +5,7 @@
 
 mod follow;
 mod read;
+mod trim;
 mod write;
 
 use std::sync::Arc;

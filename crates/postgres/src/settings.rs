@@ -31,7 +31,8 @@ pub struct Settings {
     /// At least 1 MiB.
     #[serde(rename = "queue_bytes_max")]
     pub queue_bytes_max: u32,
-    /// Longest that one statement may take. At least 100 ms.
+    /// Longest that one statement may take, and how long a node that stands still may hold up the others.
+    /// At least 100 ms.
     #[serde(with = "humantime_serde")]
     pub statement_timeout: Duration,
     /// Longest that an append may take, reconnecting included, until its caller is told that it is not
@@ -67,7 +68,7 @@ impl Default for Settings {
             shards: None,
             writers: 2,
             queue_bytes_max: 64 << 20,
-            statement_timeout: Duration::from_secs(10),
+            statement_timeout: Duration::from_secs(5),
             append_timeout: Duration::from_secs(20),
             migrate: true,
         }

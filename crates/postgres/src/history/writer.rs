@@ -150,8 +150,11 @@ impl Writer {
             Some((link, known)) if !link.client.is_closed() => (link, known),
             _ => (self.shared.servers.connect().await?, Known::default()),
         };
-        // One that begins late has a second all the same.
-        let limit = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+        // No more than the server would take either: another server may have taken over meanwhile. And
+        // one that begins late has a second all the same.
+        let most = self.shared.servers.statement_timeout + Duration::from_secs(1);
+        let left = deadline.saturating_duration_since(Instant::now());
+        let limit = left.min(most).max(Duration::from_secs(1));
         let calendar = self.shared.calendar;
         let stored = within(limit, commit::store(&link, &mut known, calendar, group, sent)).await;
         match &stored {

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
+use crate::AUDIT_MAX;
 use crate::connect::{Link, Servers, within};
 use crate::error::Fault;
-use crate::registry::read;
+use crate::registry::{read, trim};
 
 /// Between two looks where nothing was told.
 const POLL: Duration = Duration::from_millis(500);
@@ -17,6 +19,9 @@ const LOOK_MAX: Duration = Duration::from_secs(2);
 
 /// Between two attempts to connect.
 const AGAIN: Duration = Duration::from_millis(200);
+
+/// Between two looks at the length of the audit trail.
+const TRIM_EVERY: Duration = Duration::from_secs(600);
 
 /// Raises what the watch holds; it never falls.
 pub(crate) fn tell(newest: &watch::Sender<u64>, sequence: u64) {
@@ -53,6 +58,7 @@ async fn follow(
 ) -> Result<(), Fault> {
     within(LOOK_MAX, link.client.batch_execute(&format!("LISTEN {schema}_changes"))).await?;
     let mut told_back = false;
+    let mut trimmed = Instant::now();
     loop {
         // What was changed before we listened, or could not be told, is found here.
         let sequence = within(LOOK_MAX, read::newest(link)).await?;
@@ -68,6 +74,12 @@ async fn follow(
             );
         }
         tell(newest, sequence);
+        if trimmed.elapsed() >= TRIM_EVERY {
+            trimmed = Instant::now();
+            if let Err(fault) = trim::trim(link, AUDIT_MAX).await {
+                tracing::warn!(%fault, "the audit trail could not be trimmed");
+            }
+        }
         // Either way it is time to look.
         let _waited = tokio::time::timeout(POLL, link.notified.notified()).await;
     }

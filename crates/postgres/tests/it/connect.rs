@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fieldline_contracts::{History, SystemClock};
-use fieldline_postgres::{ConnectError, PostgresHistory, PostgresRegistry, Settings};
+use fieldline_postgres::{ConnectError, PostgresHistory, PostgresRegistry, Settings, TlsSettings};
 use fieldline_testkit::servers::{Cut, Flow, Postgres, free_port};
 
 use crate::{at, device, history, psql, settings};
@@ -176,4 +176,56 @@ async fn tables_are_made_once() {
         done.unwrap();
     }
     assert_eq!(psql(&server, "SELECT count(*) FROM fieldline.version"), "1");
+}
+
+/// Over TLS, the server is who the certificates say, or nobody.
+#[tokio::test]
+async fn tls_verifies_the_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let authority = |name: &str| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        let certificate = params.self_signed(&key).unwrap();
+        (certificate.pem(), rcgen::Issuer::new(params, key))
+    };
+    let (ours, issuer) = authority("ours");
+    let (foreign, _) = authority("foreign");
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let certificate = params.signed_by(&key, &issuer).unwrap();
+    let (ours, foreign) = (file("ours.pem", ours), file("foreign.pem", foreign));
+    let (certificate, key) =
+        (file("server.pem", certificate.pem()), file("server.key", key.serialize_pem()));
+    // The server reads them as its own user, and refuses a key that others may read.
+    let script = "chmod 755 \"$1\" && chmod 600 \"$2\" && { [ \"$(id -u)\" != 0 ] || chown postgres \"$2\"; }";
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", script, "sh"]).arg(folder.path()).arg(&key);
+    assert!(shell.status().unwrap().success());
+    let server = Postgres::start_with(&[
+        "ssl=on",
+        &format!("ssl_cert_file={}", certificate.display()),
+        &format!("ssl_key_file={}", key.display()),
+    ]);
+    let url = |host: &str| format!("postgres://postgres@{host}:{}/postgres", server.process.port());
+    let with = |host: &str, ca: &std::path::Path| {
+        let tls = Some(TlsSettings { ca: ca.to_owned(), certificate: None, key: None });
+        Settings { tls, ..Settings::new(url(host)) }
+    };
+    history(&with("localhost", &ours)).await.append(vec![at(device(1), 1, 1)]).await.unwrap();
+    let used = "SELECT count(*) > 0 FROM pg_stat_ssl s JOIN pg_stat_activity a USING (pid) \
+                WHERE a.application_name = 'fieldline' AND NOT s.ssl";
+    assert_eq!(psql(&server, used), "f", "a connection is not encrypted");
+    let error_of = error(&with("localhost", &foreign)).await.to_string();
+    assert!(error_of.contains("certificate"), "{error_of}");
+    let error_of = error(&with("127.0.0.1", &ours)).await.to_string();
+    assert!(error_of.contains("certificate"), "another name: {error_of}");
+    let error_of = error(&with("localhost", std::path::Path::new("/nowhere.pem"))).await;
+    assert!(matches!(error_of, ConnectError::Settings(_)), "{error_of}");
 }

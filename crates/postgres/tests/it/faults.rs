@@ -166,6 +166,7 @@ async fn a_cut_wire_is_bounded_and_recovers() {
         let began = Instant::now();
         direct.append((0..50).map(|n| at(device(201 + round), n, n)).collect()).await.unwrap();
         let held_up = began.elapsed();
+        assert!(held_up < Duration::from_secs(12), "{flow:?}: others were held up {held_up:?}");
         wire.set(Flow::Open);
         let recovered = load.goes_on(400).await;
         let errors = load.check(&direct).await;
@@ -216,4 +217,57 @@ async fn a_full_queue_is_busy() {
     }
     assert!(busy > 0 && stored > 0, "{busy} busy, {stored} stored");
     assert_eq!(crate::all(&node, device(2)).await.len(), stored.min(10_000));
+}
+
+/// A commit that no standby confirms is not acknowledged, however long that takes; when one confirms,
+/// everything goes on and is there once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_standby_has_is_not_acknowledged() {
+    let server = Postgres::start();
+    let mut settings = settings(&server);
+    settings.append_timeout = Duration::from_secs(3);
+    settings.statement_timeout = Duration::from_secs(1);
+    let node = history(&settings).await;
+    let load = Load::start(std::slice::from_ref(&node), 0..4);
+    load.goes_on(200).await;
+    crate::psql(&server, "ALTER SYSTEM SET synchronous_standby_names = 'absent'");
+    crate::psql(&server, "SELECT pg_reload_conf()");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let before = load.acknowledged.load(Ordering::SeqCst);
+    let waits = node.append(vec![at(device(100), 1, 1)]).await;
+    assert!(matches!(waits, Err(HistoryError::Failed(_))), "{waits:?}");
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let after = load.acknowledged.load(Ordering::SeqCst);
+    assert_eq!(after, before, "acknowledged though no standby has it");
+    crate::psql(&server, "ALTER SYSTEM RESET synchronous_standby_names");
+    crate::psql(&server, "SELECT pg_reload_conf()");
+    let recovered = load.goes_on(400).await;
+    println!("recovered in {recovered:?}");
+    load.check(&node).await;
+}
+
+/// A node that stands still in the middle of a transaction does not hold up the others for long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_node_holds_nobody_up() {
+    let server = Postgres::start();
+    let settings = settings(&server);
+    let node = history(&settings).await;
+    node.append(vec![at(device(1), 0, 0)]).await.unwrap();
+    // What a paused process leaves: a session with the locks of all shards that says nothing more.
+    let mut paused = std::process::Command::new("psql")
+        .args(["-X", "-q", &server.url()])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut wire = paused.stdin.take().unwrap();
+    let sql = "SET idle_in_transaction_session_timeout = '3s'; BEGIN; SELECT seq FROM fieldline.shards ORDER BY shard FOR UPDATE;\n";
+    std::io::Write::write_all(&mut wire, sql.as_bytes()).unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let began = Instant::now();
+    node.append(vec![at(device(1), 1, 1)]).await.unwrap();
+    let took = began.elapsed();
+    println!("appended after {took:?}");
+    assert!(took < Duration::from_secs(8), "held up for {took:?}");
+    drop(wire);
+    paused.wait().unwrap();
 }

@@ -78,7 +78,8 @@ async fn who_follows_sees_no_gap_and_no_double() {
     assert_eq!(all(&nodes[0], device(1)).await.len(), usize::try_from(ROUNDS).unwrap());
     let stats = nodes[0].stats(None).messages + nodes[1].stats(None).messages;
     assert!(stats > 0);
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // Counted each ten seconds.
+    tokio::time::sleep(Duration::from_secs(13)).await;
     for node in &nodes {
         assert_eq!(
             node.stats(Some(ACCOUNT)).messages,
