@@ -12,14 +12,14 @@ use fieldline_testkit::servers::{Cut, Flow, Postgres};
 use crate::{at, device, everything, history, number, settings};
 
 /// Devices that send and wait for an answer, again where there was an error: as links do.
-struct Load {
+pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
     tasks: tokio::task::JoinSet<(u8, i64, Vec<HistoryError>)>,
 }
 
 impl Load {
-    fn start<H: History>(nodes: &[Arc<H>], devices: std::ops::Range<u8>) -> Self {
+    pub(crate) fn start<H: History>(nodes: &[Arc<H>], devices: std::ops::Range<u8>) -> Self {
         let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut tasks = tokio::task::JoinSet::new();
         for number in devices {
@@ -48,7 +48,7 @@ impl Load {
     }
 
     /// Waits until this many more were acknowledged, and returns how long it took.
-    async fn goes_on(&self, more: u64) -> Duration {
+    pub(crate) async fn goes_on(&self, more: u64) -> Duration {
         let began = Instant::now();
         let from = self.acknowledged.load(Ordering::SeqCst);
         while self.acknowledged.load(Ordering::SeqCst) < from + more {
@@ -59,7 +59,10 @@ impl Load {
     }
 
     /// Ends it, and checks that what was acknowledged is there once and in order, and nothing twice.
-    async fn check(self, node: &fieldline_postgres::PostgresHistory) -> Vec<HistoryError> {
+    pub(crate) async fn check(
+        self,
+        node: &fieldline_postgres::PostgresHistory,
+    ) -> Vec<HistoryError> {
         self.stop.store(true, Ordering::SeqCst);
         let sent = self.tasks.join_all().await;
         let mut stored = everything(node).await;
@@ -268,6 +271,39 @@ async fn a_paused_node_holds_nobody_up() {
     let took = began.elapsed();
     println!("appended after {took:?}");
     assert!(took < Duration::from_secs(8), "held up for {took:?}");
+    drop(wire);
+    paused.wait().unwrap();
+}
+
+/// A node that stands still in the middle of a COPY, where the server's own limits do not hold.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_paused_in_a_copy_holds_nobody_up() {
+    let server = Postgres::start();
+    let settings = settings(&server);
+    let node = history(&settings).await;
+    node.append(vec![at(device(1), 0, 0)]).await.unwrap();
+    let mut paused = std::process::Command::new("psql")
+        .args(["-X", "-q", &server.url()])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut wire = paused.stdin.take().unwrap();
+    let sql = "SET search_path = fieldline; SET statement_timeout = '1s'; BEGIN;\n\
+               SELECT seq FROM shards ORDER BY shard FOR UPDATE;\n\
+               COPY messages_20270115 (series, at, received, shard, seq, hash, body) FROM STDIN;\n";
+    std::io::Write::write_all(&mut wire, sql.as_bytes()).unwrap();
+    std::io::Write::flush(&mut wire).unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let began = Instant::now();
+    node.append(vec![at(device(1), 1, 1)]).await.unwrap();
+    let took = began.elapsed();
+    println!("appended after {took:?}");
+    assert!(
+        took > Duration::from_secs(2) && took < Duration::from_secs(12),
+        "held up for {took:?}"
+    );
     drop(wire);
     paused.wait().unwrap();
 }

@@ -11,6 +11,7 @@ mod faults;
 mod history;
 mod nodes;
 mod registry;
+mod standby;
 mod upkeep;
 
 use std::collections::HashMap;
