@@ -21,7 +21,7 @@ pub(crate) struct Started {
     /// Whether the API is served by HTTPS.
     pub(crate) secure: bool,
     /// Where the API listens.
-    pub(crate) http: SocketAddr,
+    pub(crate) http: Option<SocketAddr>,
     /// Where the broker listens, by `mqtt` and `mqtts`.
     pub(crate) mqtt: Vec<(&'static str, SocketAddr)>,
     /// What a first sign-in needs.
@@ -59,36 +59,43 @@ pub(crate) async fn channels(platform: &Platform, gateway: &Gateway) -> Vec<Stri
 }
 
 impl Started {
-    /// Writes `run.json`, then says it at the terminal.
-    pub(crate) fn announce(&self, data: &DataDir) -> std::io::Result<()> {
+    /// Writes `run.json`, where there is a place for it, then says it at the terminal.
+    pub(crate) fn announce(&self, data: Option<&DataDir>) -> std::io::Result<()> {
+        if let Some(data) = data {
+            self.write(data)?;
+        }
+        // A closed terminal is no reason to stop.
+        let _closed = writeln!(std::io::stdout(), "{}", self.text(data));
+        Ok(())
+    }
+
+    fn write(&self, data: &DataDir) -> std::io::Result<()> {
         let mut run = json!({
             "pid": std::process::id(),
             "version": env!("CARGO_PKG_VERSION"),
             "started_at": SystemClock.now(),
-            "http": self.http.to_string(),
         });
-        for (name, address) in &self.mqtt {
+        let http = self.http.map(|address| ("http", address));
+        for (name, address) in http.iter().chain(&self.mqtt) {
             if let Some(members) = run.as_object_mut() {
                 members.insert((*name).to_owned(), address.to_string().into());
             }
         }
         // Renamed into place: whoever waits for it never reads half of it.
         std::fs::write(data.join("run.json.new"), run.to_string())?;
-        std::fs::rename(data.join("run.json.new"), data.join("run.json"))?;
-        // A closed terminal is no reason to stop.
-        let _closed = writeln!(std::io::stdout(), "{}", self.text(data));
-        Ok(())
+        std::fs::rename(data.join("run.json.new"), data.join("run.json"))
     }
 
-    fn text(&self, data: &DataDir) -> String {
+    fn text(&self, data: Option<&DataDir>) -> String {
         let scheme = if self.secure { "https" } else { "http" };
         // An address that stands for all is reached from here by name.
-        let host = if self.http.ip().is_unspecified() {
-            format!("localhost:{}", self.http.port())
-        } else {
-            self.http.to_string()
-        };
-        let url = format!("{scheme}://{host}");
+        let url = self.http.map_or_else(String::new, |http| {
+            if http.ip().is_unspecified() {
+                format!("{scheme}://localhost:{}", http.port())
+            } else {
+                format!("{scheme}://{http}")
+            }
+        });
         let (version, seconds) = (env!("CARGO_PKG_VERSION"), self.took.as_secs_f32());
         let mut text =
             format!("\nFieldline {version} is ready, {seconds:.2} s after its start\n\n");
@@ -96,7 +103,9 @@ impl Started {
             // Writing to a String cannot fail.
             let _written = writeln!(text, "  {name:<10} {value}");
         };
-        line("Console", &format!("{url}/"));
+        if self.http.is_some() {
+            line("Console", &format!("{url}/"));
+        }
         match &self.bootstrap {
             Some(Bootstrap { link_secret, token }) => {
                 line("Sign in", &format!("{url}/#/sign-in?link={link_secret}"));
@@ -106,7 +115,10 @@ impl Started {
                     line("", "shown this once; keep it, or make others in the console");
                 }
             }
-            None => line("Sign in", "at the console, with your name and password"),
+            None if self.http.is_some() => {
+                line("Sign in", "at the console, with your name and password");
+            }
+            None => {}
         }
         for (name, address) in &self.mqtt {
             line(if *name == "mqtt" { "MQTT" } else { "MQTT, TLS" }, &address.to_string());
@@ -117,7 +129,9 @@ impl Started {
         if let Some(devices) = self.demo_devices {
             line("Demo", &format!("{devices} simulated vehicles"));
         }
-        line("Data", &data.path().display().to_string());
+        if let Some(data) = data {
+            line("Data", &data.path().display().to_string());
+        }
         text
     }
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::node::Role;
+
 /// Connects devices of any kind to a platform that you run.
 ///
 /// `fieldline up --demo` starts everything on this machine, with a simulated
@@ -22,6 +24,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Start Fieldline on this machine: everything in one process, watched by a small master
     Up(UpArgs),
+    /// Start one node of a cluster, on etcd, PostgreSQL, Redis and an MQTT broker
+    Serve(ServeArgs),
     /// Work with protocol descriptions
     #[command(subcommand)]
     Protocol(ProtocolCommand),
@@ -76,6 +80,29 @@ pub(crate) struct UpArgs {
     /// This process is the worker of a master
     #[arg(long, hide = true)]
     pub(crate) worker: bool,
+}
+
+/// Arguments of `serve`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// What this node does; may be repeated [default: all]
+    #[arg(long = "role", value_enum, value_name = "ROLE", value_delimiter = ',')]
+    pub(crate) roles: Vec<Role>,
+    /// Configuration file: where the servers of the cluster are
+    #[arg(long, value_name = "FILE", env = "FIELDLINE_CONFIG")]
+    pub(crate) config: PathBuf,
+    /// Name of this node [default: the name of the machine]
+    #[arg(long, value_name = "NAME", env = "FIELDLINE_NODE")]
+    pub(crate) node: Option<String>,
+    /// Address of the API and console [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) http: Option<SocketAddr>,
+    /// Address of the MQTT broker [default: 127.0.0.1:1883]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) mqtt: Option<SocketAddr>,
+    /// Token for the administrator at the first start, instead of a random one
+    #[arg(long, value_name = "TOKEN", env = "FIELDLINE_ADMIN_TOKEN", hide_env_values = true)]
+    pub(crate) admin_token: Option<String>,
 }
 
 /// What to do with protocols. A protocol is named, or given as a file or folder.

@@ -4,8 +4,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use fieldline_gateway::GatewayConfig;
+use fieldline_redis::RedisConfig;
 use fieldline_runtime::telemetry::LogConfig;
 use serde::Deserialize;
+
+use crate::node::NodeConfig;
 
 /// Why the configuration was refused: every problem at once.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +48,12 @@ pub(crate) struct Config {
     pub(crate) store: StoreConfig,
     /// Logs.
     pub(crate) log: LogConfig,
+    /// This process among others; for `fieldline serve`, as are the sections below.
+    pub(crate) node: Option<NodeConfig>,
+    /// The database of a cluster.
+    pub(crate) postgres: fieldline_postgres::Settings,
+    /// Last values of a cluster.
+    pub(crate) redis: RedisConfig,
 }
 
 /// `[http]`: the API and console.
@@ -142,7 +151,7 @@ impl Config {
         let mut problems = Vec::new();
         {
             // Exhaustive on purpose: a new key does not compile until it is judged here.
-            let Self { http, mqtt, gateway, store, log } = &self;
+            let Self { http, mqtt, gateway, store, log, node, postgres, redis } = &self;
             let HttpConfig { listen: http_listen, tls_certificate, tls_key, requests_per_s_max } =
                 http;
             let mut check = |holds: bool, problem: String| {
@@ -196,6 +205,18 @@ impl Config {
                     "store.memory_bytes_max is {memory_bytes_max}; at least 1048576 (1 MiB) is needed"
                 ),
             );
+            if let Some(node) = node {
+                node.check(&mut check);
+                let of = |section: &str, problems: Result<(), Vec<String>>| {
+                    let problems = problems.err().unwrap_or_default();
+                    problems
+                        .into_iter()
+                        .map(|text| format!("{section}: {text}"))
+                        .collect::<Vec<_>>()
+                };
+                let all = of("postgres", postgres.check()).into_iter();
+                all.chain(of("redis", redis.validate())).for_each(|problem| check(false, problem));
+            }
             let LogConfig { format: _, filter } = log;
             if let Err(reason) = LogConfig::check_filter(filter) {
                 check(false, reason);

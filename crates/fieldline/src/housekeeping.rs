@@ -1,10 +1,11 @@
 //! What goes on beside the services: expiry of commands and retention of messages.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use fieldline_contracts::registry::typed;
-use fieldline_contracts::{Kind, Page, Platform, Retention};
+use fieldline_contracts::{Cluster, Kind, Page, Platform, Retention, cluster};
 use fieldline_model::{Account, Timestamp};
 
 /// How often expired commands are looked for.
@@ -28,11 +29,26 @@ pub(crate) async fn expire(platform: Platform) {
     }
 }
 
-/// Lets go of messages beyond retention, for ever. `mark` is a file that keeps the time of the last look.
-pub(crate) async fn retain(platform: Platform, mark: PathBuf) {
+/// Lets go of messages beyond retention, for ever: on one node at a time. `mark` is a file that keeps the time of the last look.
+pub(crate) async fn retain(platform: Platform, cluster: Arc<dyn Cluster>, mark: Option<PathBuf>) {
+    loop {
+        match cluster::hold(&*cluster, "retention").await {
+            Ok(lease) => {
+                tokio::select! {
+                    () = retain_alone(&platform, mark.as_deref()) => {}
+                    () = lease.lost() => {}
+                }
+            }
+            // It has left: the end.
+            Err(_) => return,
+        }
+    }
+}
+
+async fn retain_alone(platform: &Platform, mark: Option<&Path>) {
     let mut ticks = tokio::time::interval(RETAIN_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut trust = Trust { last: read_mark(&mark), steady: STEADY_LOOKS };
+    let mut trust = Trust { last: mark.and_then(read_mark), steady: STEADY_LOOKS };
     loop {
         ticks.tick().await;
         let now = platform.clock.now();
@@ -40,16 +56,16 @@ pub(crate) async fn retain(platform: Platform, mark: PathBuf) {
             tracing::warn!(%now, "the clock has jumped: messages beyond retention are kept until it has been steady for an hour");
             continue;
         }
-        if let Err(error) = std::fs::write(&mark, now.to_string()) {
+        if let Some(Err(error)) = mark.map(|mark| std::fs::write(mark, now.to_string())) {
             tracing::warn!(%error, "the time of the last retention cannot be noted");
         }
-        if let Err(error) = all_accounts(&platform, now).await {
+        if let Err(error) = all_accounts(platform, now).await {
             tracing::warn!(error, "accounts could not be listed for retention; trying again later");
         }
     }
 }
 
-fn read_mark(mark: &std::path::Path) -> Option<Timestamp> {
+fn read_mark(mark: &Path) -> Option<Timestamp> {
     std::fs::read_to_string(mark).ok()?.trim().parse().ok()
 }
 

@@ -1,6 +1,7 @@
 //! The program: command line and wiring, nothing else.
 
 mod announce;
+mod backends;
 mod cli;
 mod config;
 mod ctl;
@@ -9,6 +10,7 @@ mod doctor;
 mod generate;
 mod housekeeping;
 mod http_client;
+mod node;
 mod protocol;
 mod sessions;
 mod simulate;
@@ -28,6 +30,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Up(args) => return up::run(args),
+        Command::Serve(args) => return up::ended(worker::run_node(args)),
         Command::Protocol(command) => protocol::run(command),
         Command::Simulate(command) => block_on(simulate::run(command)),
         Command::Ctl(args) => block_on(ctl::run(args)),

@@ -11,23 +11,28 @@ use crate::worker;
 /// Runs as master or worker, as the arguments say.
 pub(crate) fn run(args: UpArgs) -> ExitCode {
     if args.worker || args.no_master {
-        return match worker::run(args) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(worker::Failure::Setup(message)) => {
-                say(&message);
-                // Starting again would not help.
-                ExitCode::from(u8::try_from(EXIT_CONFIGURATION).unwrap_or(1))
-            }
-            Err(worker::Failure::Running(message)) => {
-                say(&message);
-                ExitCode::FAILURE
-            }
-        };
+        return ended(worker::run(args));
     }
     match master(&args) {
         Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
         Err(error) => {
             say(&format!("cannot start: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Tells why it ended, and says so by the exit code.
+pub(crate) fn ended(result: Result<(), worker::Failure>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(worker::Failure::Setup(message)) => {
+            say(&message);
+            // Starting again would not help.
+            ExitCode::from(u8::try_from(EXIT_CONFIGURATION).unwrap_or(1))
+        }
+        Err(worker::Failure::Running(message)) => {
+            say(&message);
             ExitCode::FAILURE
         }
     }

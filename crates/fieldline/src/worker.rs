@@ -1,32 +1,29 @@
-//! The worker: chooses the backends, starts the services, and stops them in order.
+//! What runs: chooses the backends, starts the services, and stops them in order.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use fieldline_auth::Auth;
-use fieldline_contracts::{
-    Clock, History, MemoryBus, MemoryState, Platform, Registry, State, SystemClock,
-};
+use fieldline_auth::{Auth, Bootstrap};
+use fieldline_contracts::{ChannelControl, cluster};
 use fieldline_gateway::{Gateway, GatewayConfig};
 use fieldline_ingest::Ingest;
-use fieldline_mdb::{Mdb, MdbConfig};
 use fieldline_mqtt::MqttConfig;
 use fieldline_rest::{RestConfig, RestListener, SystemInfo};
-use fieldline_router::LocalCommands;
 use fieldline_runtime::telemetry::{self, MetricsPage};
 use fieldline_runtime::tls::{ReloadingTls, TlsFiles};
 use fieldline_runtime::{DataDir, crash, limits, shutdown as signals, supervise};
-use fieldline_sqlite::SqliteRegistry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::announce::{self, Started};
-use crate::cli::UpArgs;
+use crate::backends::Backends;
+use crate::cli::{ServeArgs, UpArgs};
 use crate::config::Config;
 use crate::demo::Demo;
 use crate::housekeeping;
+use crate::node::{self, NoGateway, Role};
 
 /// How long to wait for a worker before us to let go of the data directory.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -35,7 +32,7 @@ const READY_WAIT: Duration = Duration::from_secs(10);
 /// Stack of a service's thread: futures live on the heap, calls are shallow.
 const STACK_BYTES: usize = 1 << 20;
 
-/// Why the worker ended.
+/// Why it ended.
 pub(crate) enum Failure {
     /// It cannot start so; starting again would not help.
     Setup(String),
@@ -43,7 +40,19 @@ pub(crate) enum Failure {
     Running(String),
 }
 
-/// Starts everything, runs until a signal or the master's end, and stops everything.
+/// What is to run.
+struct Plan {
+    config: Config,
+    roles: Vec<Role>,
+    /// Where data is kept; a node of a cluster keeps none.
+    data: Option<DataDir>,
+    demo: Option<UpArgs>,
+    admin_token: Option<String>,
+    has_master: bool,
+    began: Instant,
+}
+
+/// `fieldline up`: everything in one process.
 pub(crate) fn run(args: UpArgs) -> Result<(), Failure> {
     let began = Instant::now();
     crash::abort_on_panic();
@@ -51,6 +60,47 @@ pub(crate) fn run(args: UpArgs) -> Result<(), Failure> {
     config.http.listen = args.http.unwrap_or(config.http.listen);
     config.mqtt.listen = args.mqtt.unwrap_or(config.mqtt.listen);
     let config = config.validate().map_err(setup)?;
+    if config.node.is_some() {
+        let text = "the configuration has a section `node`, which is for a cluster: start it with `fieldline serve`, or leave the section out";
+        return Err(Failure::Setup(text.to_owned()));
+    }
+    let (runtime, metrics) = prepare(&config)?;
+    let data = DataDir::open(&args.data, PATIENCE).map_err(setup)?;
+    let plan = Plan {
+        config,
+        roles: Role::ALL.to_vec(),
+        data: Some(data),
+        admin_token: args.admin_token.clone(),
+        has_master: args.worker,
+        demo: args.demo.then_some(args),
+        began,
+    };
+    // Waits for work on the store that is still going on: the directory is let go of after it.
+    run_on(runtime, start(plan, metrics))
+}
+
+/// `fieldline serve`: one node of a cluster.
+pub(crate) fn run_node(args: ServeArgs) -> Result<(), Failure> {
+    let began = Instant::now();
+    crash::abort_on_panic();
+    let config = Config::load(Some(&args.config)).map_err(setup)?;
+    let config =
+        node::complete(config, &args).map_err(Failure::Setup)?.validate().map_err(setup)?;
+    let (runtime, metrics) = prepare(&config)?;
+    let roles = if args.roles.is_empty() { Role::ALL.to_vec() } else { args.roles };
+    let plan = Plan {
+        config,
+        roles,
+        data: None,
+        demo: None,
+        admin_token: args.admin_token,
+        has_master: false,
+        began,
+    };
+    run_on(runtime, start(plan, metrics))
+}
+
+fn prepare(config: &Config) -> Result<(tokio::runtime::Runtime, MetricsPage), Failure> {
     telemetry::init_logs(&config.log);
     let metrics = telemetry::init_metrics().map_err(setup)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -58,15 +108,21 @@ pub(crate) fn run(args: UpArgs) -> Result<(), Failure> {
         .thread_name("main")
         .build()
         .map_err(|error| Failure::Running(format!("cannot start: {error}")))?;
-    let data = DataDir::open(&args.data, PATIENCE).map_err(setup)?;
-    let result = runtime.block_on(serve(args, config, metrics, &data, began));
-    // Waits for work on the store that is still going on: the directory is let go of after it.
+    Ok((runtime, metrics))
+}
+
+/// Runs to the end, then waits for what still works in the background; what the future gave back is let go of after it.
+fn run_on(
+    runtime: tokio::runtime::Runtime,
+    all: impl Future<Output = (Result<(), Failure>, Option<DataDir>)>,
+) -> Result<(), Failure> {
+    let (result, data) = runtime.block_on(all);
     drop(runtime);
     drop(data);
     result
 }
 
-fn setup(error: impl std::fmt::Display) -> Failure {
+pub(crate) fn setup(error: impl std::fmt::Display) -> Failure {
     Failure::Setup(error.to_string())
 }
 
@@ -76,99 +132,101 @@ struct Running {
     stop: CancellationToken,
 }
 
-async fn serve(
-    args: UpArgs,
-    config: Config,
-    metrics: MetricsPage,
-    data: &DataDir,
-    began: Instant,
-) -> Result<(), Failure> {
-    // Bound first: a port in use ends the start before anything is touched.
-    let (http, http_address) = http_listener(&config).await?;
-    let (mqtt, mqtt_addresses) = mqtt_listeners(&config).await?;
-
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    check_pair(data)?;
-    let sqlite = Arc::new(
-        SqliteRegistry::open(&data.join("registry.db"), Arc::clone(&clock)).map_err(setup)?,
-    );
-    let registry: Arc<dyn Registry> = sqlite.clone();
-    let history: Arc<dyn History> = Arc::new(
-        Mdb::open(data.join("messages"), store_config(&config), Arc::clone(&clock))
-            .map_err(setup)?,
-    );
-    let memory = MemoryState::new();
-    let rebuilt = memory.rebuild(&*history).await;
-    rebuilt.map_err(|error| Failure::Running(format!("reading last values: {error}")))?;
-    let state: Arc<dyn State> = Arc::new(memory);
-    let commands = LocalCommands::new(Arc::clone(&registry), Arc::clone(&clock));
-    let platform = Platform {
-        registry,
-        history,
-        state,
-        bus: Arc::new(MemoryBus::new()),
-        commands: Arc::new(commands.clone()),
-        clock,
-    };
-    let ingest = Ingest::new(platform.clone());
-    let events = ingest.clone();
-    commands.set_events(move |event| events.event_soon(event));
-    commands.recover().await.map_err(|error| Failure::Running(error.to_string()))?;
-    let auth = Auth::new(Arc::clone(&platform.registry), Arc::clone(&platform.clock));
-    let bootstrap = auth
-        .bootstrap(args.admin_token.clone().filter(|token| !token.is_empty()))
-        .await
-        .map_err(setup)?;
-    let demo = if args.demo {
-        Some(Demo::prepare(&platform, &args).await.map_err(Failure::Running)?)
-    } else {
-        None
-    };
-
+async fn start(plan: Plan, metrics: MetricsPage) -> (Result<(), Failure>, Option<DataDir>) {
+    let Plan { config, roles, data, demo, admin_token, has_master, began } = plan;
     let stop = CancellationToken::new();
-    tokio::spawn(end_on_signal(args.worker, stop.clone()));
+    let result = async {
+        // Bound first: a port in use ends the start before anything is touched.
+        let sockets = Sockets::bind(&config, &roles).await?;
+        let backends = match (&data, &config.node) {
+            (Some(data), _) => Backends::embedded(&config, data).await?,
+            (None, Some(node)) => Backends::cluster(&config, node, &roles).await?,
+            (None, None) => return Err(Failure::Setup("a node needs a section `node`".to_owned())),
+        };
+        tokio::spawn(end_on_signal(has_master, stop.clone()));
+        let started = Box::pin(serve(Serve {
+            config,
+            roles,
+            data: data.as_ref(),
+            demo,
+            admin_token: admin_token.filter(|token| !token.is_empty()),
+            metrics,
+            sockets,
+            backends: &backends,
+            stop: stop.clone(),
+            began,
+        }));
+        let served = started.await;
+        let closed = backends.close().await;
+        served?;
+        closed?;
+        tracing::info!("stopped");
+        Ok(())
+    };
+    (Box::pin(result).await, data)
+}
+
+/// What [`serve`] is given.
+struct Serve<'a> {
+    config: Config,
+    roles: Vec<Role>,
+    data: Option<&'a DataDir>,
+    demo: Option<UpArgs>,
+    admin_token: Option<String>,
+    metrics: MetricsPage,
+    sockets: Sockets,
+    backends: &'a Backends,
+    stop: CancellationToken,
+    began: Instant,
+}
+
+/// Starts the services of the roles and runs until `stop`.
+async fn serve(all: Serve<'_>) -> Result<(), Failure> {
+    let Serve { config, roles, data, demo, admin_token, metrics, sockets, backends, stop, began } =
+        all;
+    let platform = backends.platform.clone();
+    let ingest = Ingest::new(platform.clone());
+    backends.begin(&ingest).await?;
+    let auth = Auth::new(Arc::clone(&platform.registry), Arc::clone(&platform.clock));
+    let bootstrap = bootstrap(backends, &auth, admin_token).await?;
+    let demo = match demo {
+        Some(args) => {
+            let demo = Demo::prepare(&platform, &args).await.map_err(Failure::Running)?;
+            Some((demo, args.demo_devices))
+        }
+        None => None,
+    };
+
     let shares = limits::shares(limits::raise_open_files());
-    let gateway_config = GatewayConfig {
-        connections_max: config.gateway.connections_max.min(shares.gateway),
-        ..config.gateway.clone()
-    };
-    let gateway = Gateway::new(gateway_config, ingest.clone());
-    let mut listeners = vec![("http".to_owned(), http_address.to_string())];
-    listeners.extend(
-        mqtt_addresses.iter().map(|(name, address)| ((*name).to_owned(), address.to_string())),
-    );
-    let services = fieldline_rest::Services {
-        platform: platform.clone(),
-        ingest: ingest.clone(),
-        auth: auth.clone(),
-        channels: Arc::new(gateway.clone()),
-        metrics,
-        ready: vec![Arc::new({
-            let history = Arc::clone(&platform.history);
-            move || history.problems()
-        })],
-        system: SystemInfo { version: env!("CARGO_PKG_VERSION").to_owned(), listeners },
-    };
     let mut running = Running { services: Vec::new(), stop: stop.clone() };
-    running.start("gateway", {
-        let gateway = gateway.clone();
-        move |stop| async move {
+    let listeners = sockets.listeners();
+    let Sockets { http, mqtt } = sockets;
+    let gateway = roles.contains(&Role::Gateway).then(|| {
+        let gateway_config = GatewayConfig {
+            connections_max: config.gateway.connections_max.min(shares.gateway),
+            ..config.gateway.clone()
+        };
+        Gateway::new(gateway_config, ingest.clone())
+    });
+    if let Some(gateway) = gateway.clone() {
+        running.start("gateway", move |stop| async move {
             if let Err(error) = fieldline_gateway::run(gateway, stop).await {
                 tracing::error!(%error, "the gateway could not run");
             }
-        }
-    })?;
-    running.start("mqtt", {
+        })?;
+    }
+    if roles.contains(&Role::Mqtt) {
+        let auth = auth.clone();
         let services =
             fieldline_mqtt::Services { platform: platform.clone(), ingest: ingest.clone(), auth };
         let config = MqttConfig {
             connections_max: config.mqtt.connections_max.min(shares.mqtt),
             ..MqttConfig::default()
         };
-        move |stop| async move {
+        running.start("mqtt", move |stop| async move {
             let listeners = mqtt
                 .into_iter()
-                .map(MqttSocket::into_listener)
+                .map(|(_, _, socket)| socket.into_listener())
                 .collect::<std::io::Result<Vec<_>>>();
             match listeners {
                 Ok(listeners) => {
@@ -176,54 +234,90 @@ async fn serve(
                 }
                 Err(error) => tracing::error!(%error, "the MQTT broker could not run"),
             }
-        }
-    })?;
-    running.start("http", {
+        })?;
+    }
+    let http_address = http.as_ref().map(|(_, _, address)| *address);
+    if let Some((listener, tls, _)) = http {
+        let channels: Arc<dyn ChannelControl> = match &gateway {
+            Some(gateway) => Arc::new(gateway.clone()),
+            None => Arc::new(NoGateway),
+        };
+        let services = fieldline_rest::Services {
+            platform: platform.clone(),
+            ingest: ingest.clone(),
+            auth,
+            channels,
+            metrics,
+            ready: backends.ready(),
+            system: SystemInfo {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                listeners: listeners
+                    .iter()
+                    .map(|(name, address)| ((*name).to_owned(), address.to_string()))
+                    .collect(),
+            },
+        };
         let config = RestConfig {
             requests_per_s_max: config.http.requests_per_s_max,
             connections_max: RestConfig::default().connections_max.min(shares.http),
             ..RestConfig::default()
         };
-        move |stop| async move {
-            match TcpListener::from_std(http.0) {
+        running.start("http", move |stop| async move {
+            match TcpListener::from_std(listener) {
                 Ok(listener) => {
-                    let listeners = vec![RestListener { listener, tls: http.1 }];
+                    let listeners = vec![RestListener { listener, tls }];
                     fieldline_rest::run(config, listeners, services, stop).await;
                 }
                 Err(error) => tracing::error!(%error, "the API could not run"),
             }
-        }
-    })?;
+        })?;
+    }
     tokio::spawn(housekeeping::expire(platform.clone()));
-    tokio::spawn(housekeeping::retain(platform.clone(), data.join("retained_at")));
-    gateway.ready(READY_WAIT).await;
+    let mark = data.map(|data| data.join("retained_at"));
+    tokio::spawn(housekeeping::retain(platform.clone(), Arc::clone(&backends.cluster), mark));
+    let mut channels = Vec::new();
+    if let Some(gateway) = &gateway {
+        gateway.ready(READY_WAIT).await;
+        channels = announce::channels(&platform, gateway).await;
+    }
+    backends.announce(true).await?;
     let started = Started {
         secure: config.http.tls_certificate.is_some(),
         http: http_address,
-        mqtt: mqtt_addresses,
+        mqtt: listeners.into_iter().filter(|(name, _)| *name != "http").collect(),
         bootstrap,
-        channels: announce::channels(&platform, &gateway).await,
-        demo_devices: args.demo.then_some(args.demo_devices),
+        channels,
+        demo_devices: demo.as_ref().map(|(_, devices)| *devices),
         took: began.elapsed(),
     };
     started
         .announce(data)
         .map_err(|error| Failure::Running(format!("cannot write run.json: {error}")))?;
-    let history = Arc::clone(&platform.history);
-    if let Some(demo) = demo {
+    if let (Some((demo, _)), Some(gateway)) = (demo, gateway) {
+        let platform = platform.clone();
         running.start("demo", move |stop| demo.run(gateway, platform, stop))?;
     }
 
     stop.cancelled().await;
+    // Others take over what is owned while connections are drained here.
+    if let Err(Failure::Running(error) | Failure::Setup(error)) = backends.announce(false).await {
+        tracing::warn!(error, "other nodes could not be told that this one stops");
+    }
     running.join().await;
     ingest.flush().await;
-    let closed = history.close().await;
-    closed.map_err(|error| Failure::Running(format!("closing the store: {error}")))?;
-    if let Err(error) = sqlite.settle().await {
-        tracing::warn!(%error, "the registry's journal could not be emptied");
-    }
-    tracing::info!("stopped");
     Ok(())
+}
+
+/// Makes the first account and administrator where there are none; nodes that start together do it one after the other.
+async fn bootstrap(
+    backends: &Backends,
+    auth: &Auth,
+    admin_token: Option<String>,
+) -> Result<Option<Bootstrap>, Failure> {
+    let turn = cluster::hold(&*backends.cluster, "bootstrap").await.map_err(setup)?;
+    let made = auth.bootstrap(admin_token).await.map_err(setup)?;
+    turn.release();
+    Ok(made)
 }
 
 /// A service on a thread of its own.
@@ -281,27 +375,39 @@ async fn end_on_signal(has_master: bool, stop: CancellationToken) {
     }
 }
 
-/// Refuses a store whose registry is gone: a new one would give the account and
-/// devices other ids, and what is stored would belong to nobody.
-fn check_pair(data: &DataDir) -> Result<(), Failure> {
-    let (registry, store) = (data.join("registry.db"), data.join("messages/MANIFEST"));
-    if registry.exists() || !store.exists() {
-        return Ok(());
-    }
-    Err(Failure::Setup(format!(
-        "`{}` is missing, though `{}` holds messages; restore it from a backup, or move the data directory aside to begin anew",
-        registry.display(),
-        data.join("messages").display(),
-    )))
+/// The sockets of this node's roles, bound.
+struct Sockets {
+    http: Option<(std::net::TcpListener, Option<Arc<ReloadingTls>>, SocketAddr)>,
+    mqtt: Vec<(&'static str, SocketAddr, MqttSocket)>,
 }
 
-type HttpSocket = (std::net::TcpListener, Option<Arc<ReloadingTls>>);
+impl Sockets {
+    async fn bind(config: &Config, roles: &[Role]) -> Result<Self, Failure> {
+        let mut sockets = Self { http: None, mqtt: Vec::new() };
+        if roles.contains(&Role::Rest) {
+            let (listener, address) = bind("http.listen", config.http.listen).await?;
+            let files = config.http.tls_certificate.clone().zip(config.http.tls_key.clone());
+            let tls = load_tls(files, RestListener::PROTOCOLS)?;
+            sockets.http = Some((listener, tls, address));
+        }
+        if roles.contains(&Role::Mqtt) {
+            let (listener, address) = bind("mqtt.listen", config.mqtt.listen).await?;
+            sockets.mqtt.push(("mqtt", address, MqttSocket { listener, tls: None }));
+            if let Some(wanted) = config.mqtt.listen_tls {
+                let files = config.mqtt.tls_certificate.clone().zip(config.mqtt.tls_key.clone());
+                let tls = load_tls(files, &["mqtt"])?;
+                let (listener, address) = bind("mqtt.listen_tls", wanted).await?;
+                sockets.mqtt.push(("mqtts", address, MqttSocket { listener, tls }));
+            }
+        }
+        Ok(sockets)
+    }
 
-async fn http_listener(config: &Config) -> Result<(HttpSocket, SocketAddr), Failure> {
-    let (listener, address) = bind("http.listen", config.http.listen).await?;
-    let files = config.http.tls_certificate.clone().zip(config.http.tls_key.clone());
-    let tls = load_tls(files, RestListener::PROTOCOLS)?;
-    Ok(((listener, tls), address))
+    /// Name and address of each.
+    fn listeners(&self) -> Vec<(&'static str, SocketAddr)> {
+        let http = self.http.iter().map(|(_, _, address)| ("http", *address));
+        http.chain(self.mqtt.iter().map(|(name, address, _)| (*name, *address))).collect()
+    }
 }
 
 /// A bound socket for MQTT clients.
@@ -317,22 +423,6 @@ impl MqttSocket {
             self.tls.map(|tls| -> fieldline_mqtt::Acceptor { Arc::new(move || tls.acceptor()) });
         Ok(fieldline_mqtt::Listener { listener: TcpListener::from_std(self.listener)?, tls })
     }
-}
-
-async fn mqtt_listeners(
-    config: &Config,
-) -> Result<(Vec<MqttSocket>, Vec<(&'static str, SocketAddr)>), Failure> {
-    let (listener, address) = bind("mqtt.listen", config.mqtt.listen).await?;
-    let mut sockets = vec![MqttSocket { listener, tls: None }];
-    let mut addresses = vec![("mqtt", address)];
-    if let Some(wanted) = config.mqtt.listen_tls {
-        let files = config.mqtt.tls_certificate.clone().zip(config.mqtt.tls_key.clone());
-        let tls = load_tls(files, &["mqtt"])?;
-        let (listener, address) = bind("mqtt.listen_tls", wanted).await?;
-        sockets.push(MqttSocket { listener, tls });
-        addresses.push(("mqtts", address));
-    }
-    Ok((sockets, addresses))
 }
 
 fn load_tls(
@@ -360,12 +450,4 @@ async fn bind(
         Ok((listener.into_std()?, local))
     };
     bound.await.map_err(failed)
-}
-
-fn store_config(config: &Config) -> MdbConfig {
-    MdbConfig {
-        wal_bytes_max: config.store.log_file_bytes,
-        memtable_bytes_max: config.store.memory_bytes_max,
-        ..MdbConfig::default()
-    }
 }

@@ -1,5 +1,6 @@
 //! Settings of the gateway as a whole; channels are objects of the registry.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -10,6 +11,9 @@ use serde::Deserialize;
 pub struct GatewayConfig {
     /// Event loops, each a thread of its own; 0 takes one for each core. At most 256.
     pub event_loops: usize,
+    /// Address of this machine that channels listen on instead of the one they name; their ports
+    /// stay. For nodes that share a machine, or where devices come by one network only.
+    pub listen_address: Option<IpAddr>,
     /// Most connections of all channels together. Each costs about 2 KiB until it speaks.
     pub connections_max: usize,
     /// Most connections from one address; 0 sets no limit, since mobile
@@ -39,6 +43,7 @@ impl Default for GatewayConfig {
     fn default() -> Self {
         Self {
             event_loops: 0,
+            listen_address: None,
             connections_max: 100_000,
             connections_per_address_max: 0,
             login_timeout: Duration::from_secs(30),
@@ -74,6 +79,7 @@ impl GatewayConfig {
         // Exhaustive on purpose: a new setting does not compile until judged here.
         let Self {
             event_loops,
+            listen_address: _,
             connections_max,
             connections_per_address_max: _,
             login_timeout,

@@ -1,7 +1,7 @@
 //! Sockets that several event loops listen on at once.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs, UdpSocket};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -31,16 +31,23 @@ pub(crate) fn resolve(listen: &str) -> io::Result<SocketAddr> {
     addresses.next().ok_or_else(|| wrong(format!("`{listen}` names no address")))
 }
 
-/// Opens `count` sockets on `listen`; the kernel spreads what comes over them.
+/// Opens `count` sockets on `listen`, by another address of this machine if one is given; the kernel spreads
+/// what comes over them.
 ///
 /// # Errors
 ///
 /// If the address is wrong, taken or not ours.
-pub(crate) fn open(listen: &str, udp: bool, count: usize) -> io::Result<(SocketAddr, Listeners)> {
+pub(crate) fn open(
+    listen: &str,
+    instead: Option<IpAddr>,
+    udp: bool,
+    count: usize,
+) -> io::Result<(SocketAddr, Listeners)> {
     let named = |error: io::Error| {
         io::Error::new(error.kind(), format!("cannot listen on `{listen}`: {error}"))
     };
     let mut address = resolve(listen)?;
+    address.set_ip(instead.unwrap_or(address.ip()));
     // Sharing a port would let a second Fieldline take half of our devices in
     // silence: whether it is taken shows only without sharing.
     let probe = socket(address, udp, false).map_err(named)?;
@@ -93,12 +100,15 @@ mod tests {
     #[test]
     fn several_listen_on_one_port_and_a_taken_one_is_told() {
         for udp in [false, true] {
-            let (address, _sockets) = open("127.0.0.1:0", udp, 3).unwrap();
+            let (address, _sockets) = open("127.0.0.1:0", None, udp, 3).unwrap();
             assert_ne!(address.port(), 0);
-            let taken = open(&address.to_string(), udp, 1).unwrap_err();
+            let taken = open(&address.to_string(), None, udp, 1).unwrap_err();
             assert_eq!(taken.kind(), io::ErrorKind::AddrInUse, "{taken}");
             assert!(taken.to_string().contains(&address.to_string()), "{taken}");
         }
-        assert!(open("nowhere", false, 1).is_err());
+        assert!(open("nowhere", None, false, 1).is_err());
+        let other = "127.0.0.2".parse().ok();
+        let (address, _sockets) = open("127.0.0.1:0", other, false, 1).unwrap();
+        assert_eq!(Some(address.ip()), other);
     }
 }

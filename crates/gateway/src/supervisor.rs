@@ -264,7 +264,12 @@ impl Supervisor {
     ) -> std::io::Result<Arc<ChannelLive>> {
         let tls = if channel.transport == Transport::Tls { Some(tls(channel)?) } else { None };
         let udp = channel.transport == Transport::Udp;
-        let (address, listeners) = listen::open(&channel.listen, udp, self.loops.count())?;
+        let (address, listeners) = listen::open(
+            &channel.listen,
+            self.shared.config.listen_address,
+            udp,
+            self.loops.count(),
+        )?;
         let live = Arc::new(ChannelLive::new(Arc::clone(channel), program, tls, address));
         self.loops.open(&live, listeners).await;
         info!(channel = %channel.name, %address, protocol = %channel.protocol, "listening");

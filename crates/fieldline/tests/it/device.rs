@@ -23,15 +23,26 @@ pub(crate) struct Fleet {
 impl Fleet {
     /// Starts `count` devices that connect to `port`, whenever somebody listens there.
     pub(crate) fn start(port: u16, count: usize) -> Self {
+        Self::start_at(&[format!("127.0.0.1:{port}")], count)
+    }
+
+    /// Starts `count` devices that connect to one of `places`, and to the next where a connection is lost.
+    pub(crate) fn start_at(places: &[String], count: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let start_one = |n: usize| {
             let (ident, acked) = (format!("kill-{n:03}"), Arc::new(AtomicU64::new(0)));
             let thread = {
                 let (stop, ident, acked) = (Arc::clone(&stop), ident.clone(), Arc::clone(&acked));
+                let mut places: Vec<String> = places.to_vec();
+                let first = n % places.len();
+                places.rotate_left(first);
                 std::thread::spawn(move || {
-                    while !stop.load(Ordering::Relaxed) {
+                    for place in places.iter().cycle() {
+                        if stop.load(Ordering::Relaxed) {
+                            return;
+                        }
                         // A failure of any kind is a lost connection: try again.
-                        let _lost = drive(port, &ident, &acked, &stop);
+                        let _lost = drive(place, &ident, &acked, &stop);
                         std::thread::sleep(Duration::from_millis(20));
                     }
                 })
@@ -65,8 +76,8 @@ fn clock(seq: u64) -> String {
 }
 
 /// One connection: sign in, then send what comes after the last acknowledged message, single or as a batch.
-fn drive(port: u16, ident: &str, acked: &AtomicU64, stop: &AtomicBool) -> std::io::Result<()> {
-    let stream = TcpStream::connect(("127.0.0.1", port))?;
+fn drive(place: &str, ident: &str, acked: &AtomicU64, stop: &AtomicBool) -> std::io::Result<()> {
+    let stream = TcpStream::connect(place)?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     stream.set_nodelay(true)?;
     let (mut answers, mut stream) = (BufReader::new(stream.try_clone()?), stream);

@@ -8,6 +8,7 @@
 )]
 
 mod bad_input;
+mod cluster;
 mod device;
 mod disk_full;
 mod kill;

@@ -75,6 +75,30 @@ impl Server {
         server
     }
 
+    /// Starts one node of a cluster and waits until it is ready.
+    pub(crate) fn node(config: &Path, name: &str) -> Self {
+        let (http, mqtt) =
+            (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+        let node = Command::new(env!("CARGO_BIN_EXE_fieldline"))
+            .args(["serve", "--node", name, "--http", &http, "--mqtt", &mqtt, "--config"])
+            .arg(config)
+            .env("FIELDLINE_ADMIN_TOKEN", TOKEN)
+            .env("RUST_LOG", "warn")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let worker = Pid::from_raw(i32::try_from(node.id()).unwrap()).unwrap();
+        let server = Self { master: node, http, mqtt, worker };
+        wait_for("readiness", || (server.try_ask("GET", "/readyz", None)?.0 == 200).then_some(()));
+        server
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(self.worker, signal).unwrap();
+    }
+
     /// The process that holds everything.
     pub(crate) fn worker(&self) -> Pid {
         self.worker

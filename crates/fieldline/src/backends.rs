@@ -1,0 +1,177 @@
+//! What stands behind the contracts: engines of our own on one machine, foreign servers in a cluster.
+
+use std::sync::Arc;
+
+use fieldline_contracts::{
+    Clock, Cluster, History, MemoryBus, MemoryCluster, MemoryState, NoPeers, Node, Platform,
+    Registry, State, SystemClock,
+};
+use fieldline_etcd::EtcdCluster;
+use fieldline_ingest::Ingest;
+use fieldline_mdb::{Mdb, MdbConfig};
+use fieldline_postgres::{PostgresHistory, PostgresRegistry};
+use fieldline_redis::RedisState;
+use fieldline_rest::ReadyCheck;
+use fieldline_router::LocalCommands;
+use fieldline_runtime::DataDir;
+use fieldline_sqlite::SqliteRegistry;
+
+use crate::config::Config;
+use crate::node::{NodeConfig, Role};
+use crate::worker::{Failure, setup};
+
+/// The contracts, and what has to be done with their backends at start and end.
+pub(crate) struct Backends {
+    pub(crate) platform: Platform,
+    pub(crate) cluster: Arc<dyn Cluster>,
+    commands: LocalCommands,
+    /// What this node says of itself.
+    node: Node,
+    engines: Engines,
+}
+
+/// What the contracts do not show.
+enum Engines {
+    Embedded { registry: Arc<SqliteRegistry> },
+    Cluster { state: Arc<RedisState>, cluster: Arc<EtcdCluster> },
+}
+
+impl Backends {
+    /// One process that needs nothing else.
+    pub(crate) async fn embedded(config: &Config, data: &DataDir) -> Result<Self, Failure> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        check_pair(data)?;
+        let sqlite = Arc::new(
+            SqliteRegistry::open(&data.join("registry.db"), Arc::clone(&clock)).map_err(setup)?,
+        );
+        let registry: Arc<dyn Registry> = sqlite.clone();
+        let store = store_config(config);
+        let history = Mdb::open(data.join("messages"), store, Arc::clone(&clock)).map_err(setup)?;
+        let history: Arc<dyn History> = Arc::new(history);
+        let memory = MemoryState::new();
+        let rebuilt = memory.rebuild(&*history).await;
+        rebuilt.map_err(|error| Failure::Running(format!("reading last values: {error}")))?;
+        let commands = LocalCommands::new(Arc::clone(&registry), Arc::clone(&clock));
+        let platform = Platform {
+            registry,
+            history,
+            state: Arc::new(memory),
+            bus: Arc::new(MemoryBus::new()),
+            commands: Arc::new(commands.clone()),
+            clock,
+        };
+        let node = describe("fieldline", "", None, &Role::ALL);
+        let cluster: Arc<dyn Cluster> = Arc::new(MemoryCluster::new());
+        cluster.join(node.clone()).await.map_err(setup)?;
+        let engines = Engines::Embedded { registry: sqlite };
+        Ok(Self { platform, cluster, commands, node, engines })
+    }
+
+    /// One node of several, which keeps nothing itself.
+    pub(crate) async fn cluster(
+        config: &Config,
+        node: &NodeConfig,
+        roles: &[Role],
+    ) -> Result<Self, Failure> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let name = node.name.as_str();
+        let etcd = EtcdCluster::connect(node.etcd(), Arc::clone(&clock), Arc::new(NoPeers)).await;
+        let etcd = Arc::new(etcd.map_err(setup)?);
+        let described = describe(name, &node.address, node.zone.clone(), roles);
+        etcd.join(described.clone()).await.map_err(setup)?;
+        let registry = PostgresRegistry::connect(&config.postgres, Arc::clone(&clock)).await;
+        let registry: Arc<dyn Registry> = Arc::new(registry.map_err(setup)?);
+        let history = PostgresHistory::connect(&config.postgres, Arc::clone(&clock)).await;
+        let history: Arc<dyn History> = Arc::new(history.map_err(setup)?);
+        let state = RedisState::connect(config.redis.clone(), name, Arc::clone(&history)).await;
+        let state = Arc::new(state.map_err(setup)?);
+        let commands = LocalCommands::new(Arc::clone(&registry), Arc::clone(&clock));
+        let platform = Platform {
+            registry,
+            history,
+            state: Arc::clone(&state) as Arc<dyn State>,
+            bus: Arc::new(MemoryBus::new()),
+            commands: Arc::new(commands.clone()),
+            clock,
+        };
+        let engines = Engines::Cluster { state, cluster: Arc::clone(&etcd) };
+        Ok(Self { platform, cluster: etcd, commands, node: described, engines })
+    }
+
+    /// Takes up the commands that wait, and tells of their changes through the pipeline.
+    pub(crate) async fn begin(&self, ingest: &Ingest) -> Result<(), Failure> {
+        let events = ingest.clone();
+        self.commands.set_events(move |event| events.event_soon(event));
+        let recovered = self.commands.recover().await;
+        recovered.map(|_| ()).map_err(|error| Failure::Running(error.to_string()))
+    }
+
+    /// Tells the other nodes whether this one takes work.
+    pub(crate) async fn announce(&self, ready: bool) -> Result<(), Failure> {
+        let node = Node { ready, ..self.node.clone() };
+        self.cluster.join(node).await.map_err(|error| Failure::Running(error.to_string()))
+    }
+
+    /// What `/readyz` asks.
+    pub(crate) fn ready(&self) -> Vec<ReadyCheck> {
+        let history = Arc::clone(&self.platform.history);
+        let mut checks: Vec<ReadyCheck> = vec![Arc::new(move || history.problems())];
+        if let Engines::Cluster { state, cluster } = &self.engines {
+            let (state, membership) = (Arc::clone(state), cluster.membership());
+            checks.push(Arc::new(move || state.problems()));
+            checks.push(Arc::new(move || {
+                let away = "etcd does not answer: nothing is placed anew until it does";
+                if membership.borrow().fresh { Vec::new() } else { vec![away.to_owned()] }
+            }));
+        }
+        checks
+    }
+
+    /// Ends in order, after all services.
+    pub(crate) async fn close(self) -> Result<(), Failure> {
+        let closed = self.platform.history.close().await;
+        match &self.engines {
+            Engines::Embedded { registry } => {
+                if let Err(error) = registry.settle().await {
+                    tracing::warn!(%error, "the registry's journal could not be emptied");
+                }
+            }
+            Engines::Cluster { state, .. } => state.close().await,
+        }
+        self.cluster.leave().await;
+        closed.map_err(|error| Failure::Running(format!("closing the store: {error}")))
+    }
+}
+
+fn describe(name: &str, address: &str, zone: Option<String>, roles: &[Role]) -> Node {
+    Node {
+        name: name.to_owned(),
+        address: address.to_owned(),
+        roles: roles.iter().map(|role| role.name().to_owned()).collect(),
+        zone,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ready: false,
+    }
+}
+
+/// Refuses a store whose registry is gone: a new one would give the account and
+/// devices other ids, and what is stored would belong to nobody.
+fn check_pair(data: &DataDir) -> Result<(), Failure> {
+    let (registry, store) = (data.join("registry.db"), data.join("messages/MANIFEST"));
+    if registry.exists() || !store.exists() {
+        return Ok(());
+    }
+    Err(Failure::Setup(format!(
+        "`{}` is missing, though `{}` holds messages; restore it from a backup, or move the data directory aside to begin anew",
+        registry.display(),
+        data.join("messages").display(),
+    )))
+}
+
+fn store_config(config: &Config) -> MdbConfig {
+    MdbConfig {
+        wal_bytes_max: config.store.log_file_bytes,
+        memtable_bytes_max: config.store.memory_bytes_max,
+        ..MdbConfig::default()
+    }
+}

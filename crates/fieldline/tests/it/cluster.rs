@@ -1,0 +1,184 @@
+//! Several nodes over real servers, any of which may die.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use fieldline_testkit::servers::{Etcd, Postgres, Redis};
+use rustix::process::Signal;
+use serde_json::{Value as Json, json};
+use tempfile::TempDir;
+
+use crate::device::{self, Fleet};
+use crate::server::{Server, wait_for};
+
+const DEVICES: usize = 12;
+
+/// The servers that a cluster stands on.
+struct World {
+    etcd: Etcd,
+    postgres: Postgres,
+    redis: Redis,
+    folder: TempDir,
+}
+
+impl World {
+    fn start() -> Self {
+        let (etcd, postgres, redis) = (Etcd::start(), Postgres::start(), Redis::start());
+        Self { etcd, postgres, redis, folder: tempfile::tempdir().unwrap() }
+    }
+
+    /// The configuration of a node, whose channels listen on an address of its own.
+    fn config(&self, number: usize) -> PathBuf {
+        let text = format!(
+            "[node]\netcd = [\"{}\"]\n[postgres]\nurl = \"{}\"\n[redis]\nurl = \"{}\"\n[gateway]\nlisten_address = \"{}\"\nlisten_retry_delay = \"200ms\"\n",
+            self.etcd.url(),
+            self.postgres.url(),
+            self.redis.url(),
+            address(number),
+        );
+        let path = self.folder.path().join(format!("node-{number}.toml"));
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn node(&self, number: usize) -> Server {
+        Server::node(&self.config(number), &format!("node-{number}"))
+    }
+}
+
+fn address(number: usize) -> String {
+    format!("127.0.0.{}", number + 1)
+}
+
+/// Makes a channel at the first node and waits until all listen; returns where.
+fn channel(nodes: &[&Server]) -> Vec<String> {
+    let (id, port) = nodes[0].channel("wialon_ips", "tcp", json!({}));
+    let began = Instant::now();
+    for node in nodes {
+        wait_for("the channel to listen on each node", || {
+            let channel = node.ask("GET", &format!("/api/v1/channels/{id}"), None);
+            channel["status"]["listening"].as_bool()?.then_some(())
+        });
+    }
+    let took = began.elapsed();
+    println!("a new channel listens on {} nodes after {took:?}", nodes.len());
+    assert!(took < Duration::from_secs(2), "a change reaches every node in a second: {took:?}");
+    (1..=nodes.len()).map(|number| format!("{}:{port}", address(number))).collect()
+}
+
+/// Waits until devices get on.
+fn gets_on(fleet: &Fleet, what: &str) -> Duration {
+    let (before, began) = (fleet.acked() + 100, Instant::now());
+    wait_for(what, || (fleet.acked() > before).then_some(()));
+    began.elapsed()
+}
+
+fn finish(fleet: Fleet, server: &Server, what: &str) {
+    let acknowledged = fleet.finish();
+    let compared = device::check(server, &acknowledged);
+    println!("{what}: {compared} acknowledged messages: 0 lost, 0 doubled");
+}
+
+/// Nodes are killed and stopped under load; the others go on, and nothing that was acknowledged is lost.
+#[test]
+fn nodes_may_die() {
+    let world = World::start();
+    let mut nodes: Vec<Server> = (1..=3).map(|number| world.node(number)).collect();
+    let places = channel(&nodes.iter().collect::<Vec<_>>());
+    let fleet = Fleet::start_at(&places, DEVICES);
+    gets_on(&fleet, "the first messages");
+    for number in 1..=3 {
+        nodes.remove(0).kill();
+        let took = gets_on(&fleet, "messages after a node died");
+        println!("node {number} killed: devices got on after {took:?}");
+        nodes.push(world.node(number));
+    }
+    nodes[0].signal(Signal::STOP);
+    gets_on(&fleet, "messages while a node is stopped");
+    std::thread::sleep(Duration::from_secs(5));
+    nodes[0].signal(Signal::CONT);
+    gets_on(&fleet, "messages after it woke");
+    finish(fleet, &nodes[1], "nodes killed and stopped");
+    for node in nodes {
+        node.stop();
+    }
+}
+
+/// The servers below die one after the other. Redis and etcd are not missed; without PostgreSQL nothing is acknowledged.
+#[test]
+fn servers_may_die() {
+    let mut world = World::start();
+    let nodes = [world.node(1), world.node(2)];
+    let places = channel(&[&nodes[0], &nodes[1]]);
+    let fleet = Fleet::start_at(&places, DEVICES);
+    gets_on(&fleet, "the first messages");
+    let connections = |node: &Server| -> Vec<Json> {
+        let channels = node.list("/api/v1/channels");
+        let id = channels[0]["id"].as_str().unwrap();
+        let found = node.list(&format!("/api/v1/channels/{id}/connections"));
+        found.iter().map(|one| one["id"].clone()).collect()
+    };
+    let before = connections(&nodes[0]);
+    assert!(!before.is_empty());
+
+    world.redis.process.kill();
+    gets_on(&fleet, "messages without Redis");
+    let device = nodes[0].device("kill-000").unwrap();
+    let path = format!("/api/v1/devices/{device}/state");
+    wait_for("the API to say that it does not know", || {
+        let (status, answer) = nodes[0].try_ask("GET", &path, None)?;
+        (status == 503 && answer["code"] == "state_unavailable").then_some(())
+    });
+    world.redis.restart_empty();
+    wait_for("last values after Redis lost its memory", || {
+        let (status, answer) = nodes[1].try_ask("GET", &path, None)?;
+        (status == 200 && !answer["values"].as_object()?.is_empty()).then_some(())
+    });
+
+    world.etcd.process.kill();
+    gets_on(&fleet, "messages without etcd");
+    std::thread::sleep(Duration::from_secs(6));
+    gets_on(&fleet, "messages without etcd after its leases ended");
+    world.etcd.restart_empty();
+    gets_on(&fleet, "messages after etcd lost its data");
+    assert_eq!(connections(&nodes[0]), before, "no connection was dropped");
+
+    world.postgres.crash();
+    let took = gets_on(&fleet, "messages after PostgreSQL crashed");
+    println!("PostgreSQL crashed: devices got on after {took:?}");
+    finish(fleet, &nodes[1], "servers killed");
+    for node in nodes {
+        node.stop();
+    }
+}
+
+/// What is wrong with the configuration ends the start with a sentence that says what and how to mend it.
+#[test]
+fn a_wrong_configuration_is_said_in_a_sentence() {
+    let world = World::start();
+    let good = std::fs::read_to_string(world.config(1)).unwrap();
+    for (from, to, said) in [
+        ("[node]", "[nodes]", "unknown field `nodes`"),
+        (
+            &*world.etcd.url(),
+            "http://127.0.0.1:1",
+            "etcd at http://127.0.0.1:1 does not answer: start it",
+        ),
+        (&*world.postgres.url(), "postgres://postgres@127.0.0.1:1/postgres", "127.0.0.1:1"),
+        (&*world.redis.url(), "redis://127.0.0.1:1", "127.0.0.1:1"),
+    ] {
+        let path = world.folder.path().join("wrong.toml");
+        std::fs::write(&path, good.replace(from, to)).unwrap();
+        let ended = std::process::Command::new(env!("CARGO_BIN_EXE_fieldline"))
+            .args(["serve", "--node", "wrong", "--http", "127.0.0.1:0", "--mqtt", "127.0.0.1:0"])
+            .arg("--config")
+            .arg(&path)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&ended.stderr).into_owned();
+        let last = text.lines().last().unwrap_or_default();
+        assert_eq!(ended.status.code(), Some(78), "{text}");
+        assert!(text.contains(said), "`{said}` is not in: {text}");
+        println!("{last}");
+    }
+}
