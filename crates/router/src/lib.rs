@@ -1,14 +1,21 @@
-//! Commands to whichever link holds the device.
+//! Commands to whichever link holds the device, on whichever node.
 //!
-//! [`LocalCommands`] is the `Commands` contract within one process: the queue
-//! is in the `Registry`, so it survives restarts; who holds which device is in
-//! memory. Each device has one command in flight at a time, first in, first
-//! out. It knows no protocol: links encode commands and understand answers.
+//! [`LocalCommands`] is one node's part of the `Commands` contract. The queue is in the `Registry` that all nodes
+//! share, so it survives restarts and any node may add to it; the node that holds a device's newest session sends its
+//! commands, one in flight at a time, first in, first out. Nodes hear of each other by the registry's changes alone.
+//! Every step of a command is a compare-and-set on its revision: of two nodes that want the same one, one wins, and
+//! the other reads again. A process that is alone does just the same, with itself.
 //!
-//! Start reading at `Inner::dispatch` in `queue.rs`. It may import
-//! `fieldline-contracts`, `fieldline-model` and nothing else of the workspace.
+//! It knows no protocol: links encode commands and understand answers.
+//!
+//! Start reading at `Inner::dispatch` in `queue.rs`; `follow.rs` is how a node hears of what others did, and
+//! `upkeep.rs` what one of them does for all. It may import `fieldline-contracts`, `fieldline-model` and nothing else
+//! of the workspace.
 
+mod follow;
+mod index;
 mod queue;
+mod requests;
 mod upkeep;
 
 #[cfg(test)]
@@ -20,18 +27,25 @@ use std::time::Duration;
 use async_trait::async_trait;
 use fieldline_contracts::registry::RegistryExt;
 use fieldline_contracts::{
-    Actor, Clock, CommandError, Commands, Dispatch, NewCommand, Outcome, Page, Registry,
+    Actor, Clock, Cluster, CommandError, Commands, Dispatch, NewCommand, Outcome, Page, Registry,
     RegistryError, SessionHandle,
 };
 use fieldline_model::{
     AccountId, Command, CommandId, CommandStatus, ConnectionId, Device, DeviceId, Event,
 };
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use queue::{Guard, Inner};
 
-/// Commands within one process. Clones share the queue.
+/// Longest that a link waits for what it reports to be written, and for its session to be known: what takes longer
+/// goes on without it, so that a registry that does not answer keeps no device from being served.
+const LINK_WAIT: Duration = Duration::from_secs(2);
+/// Longest wait for the unfinished commands to be known.
+const RECOVER_WAIT: Duration = Duration::from_secs(30);
+
+/// One node's part in taking commands to devices. Clones share it.
 #[derive(Clone)]
 pub struct LocalCommands {
     inner: Arc<Inner>,
@@ -52,9 +66,11 @@ impl LocalCommands {
     pub const ANSWER_BYTES_MAX: usize = 64 << 10;
     /// Days that finished commands are kept.
     pub const FINISHED_DAYS: i64 = 30;
+    /// The key of the cluster whose owner expires and tidies up commands for all nodes.
+    pub const UPKEEP_KEY: &str = "router/upkeep";
 
-    /// An empty queue over `registry`; its work runs on the present runtime,
-    /// whichever runtime calls. Follow with [`Self::recover`].
+    /// A node's part, over the `registry` that all nodes share; its work runs on the present runtime, whichever
+    /// runtime calls.
     ///
     /// # Panics
     ///
@@ -64,21 +80,32 @@ impl LocalCommands {
         Self::on(registry, clock, Handle::current())
     }
 
-    /// An empty queue whose work runs on `runtime`.
+    /// As [`Self::new`], with its work on `runtime`.
     #[must_use]
     pub fn on(registry: Arc<dyn Registry>, clock: Arc<dyn Clock>, runtime: Handle) -> Self {
-        Self { inner: Arc::new(Inner::new(registry, clock, runtime)) }
+        Self { inner: Inner::start(registry, clock, runtime) }
     }
 
-    /// Takes up the commands that an earlier process left. One that was on the
-    /// wire counts as lost: it is sent again while attempts are left. Returns
-    /// how many wait. To be called once, before links attach.
+    /// With others beside it: what one node does for all, expiry and tidying up, is from now on done by the one that
+    /// owns the key [`Self::UPKEEP_KEY`] of `cluster`. Without, a node does it by itself.
+    #[must_use]
+    pub fn with_cluster(self, cluster: Arc<dyn Cluster>) -> Self {
+        self.inner.campaign(cluster);
+        self
+    }
+
+    /// Waits until the commands that are not finished are known, and returns how many there are. Nothing depends on
+    /// it: a device's are taken up when it attaches. One that was on the wire when its node ended counts as lost then,
+    /// and is sent again while attempts are left.
     ///
     /// # Errors
     ///
-    /// [`RegistryError`] if the queue cannot be read.
+    /// [`RegistryError::Unavailable`] if that takes too long.
     pub async fn recover(&self) -> Result<usize, RegistryError> {
-        self.inner.recover().await
+        if self.inner.caught_up(RECOVER_WAIT).await {
+            return Ok(self.inner.unfinished());
+        }
+        Err(RegistryError::Unavailable("waiting commands cannot be read".to_owned()))
     }
 
     /// Sets who is told of every change, as an [`fieldline_model::EventKind::Command`] event.
@@ -159,9 +186,8 @@ impl Commands for LocalCommands {
         id: CommandId,
         actor: &Actor,
     ) -> Result<Command, CommandError> {
-        let known = self.get(account, id).await?;
         let (inner, actor) = (Arc::clone(&self.inner), actor.clone());
-        let cancelled = self.run(async move { inner.cancel(known, &actor).await }).await;
+        let cancelled = self.run(async move { inner.cancel(account, id, &actor).await }).await;
         cancelled.unwrap_or_else(|| Err(shutting_down()))
     }
 
@@ -205,22 +231,19 @@ impl Commands for LocalCommands {
         if command.status.is_final() {
             return Ok(command);
         }
-        let slot = self.inner.slot(account, command.device);
-        let mut changes = slot.changes();
+        let mut wait = self.inner.wait_for(id);
         let deadline = tokio::time::Instant::now() + Duration::from_millis(timeout_ms);
         loop {
             // Subscribed before reading: a change in between wakes at once.
             command = self.get(account, id).await?;
             if command.status.is_final() {
-                break;
+                return Ok(command);
             }
-            let changed = tokio::time::timeout_at(deadline, changes.changed()).await;
+            let changed = tokio::time::timeout_at(deadline, wait.changed()).await;
             if !matches!(changed, Ok(Ok(()))) {
-                break;
+                return Ok(command);
             }
         }
-        self.inner.release(slot);
-        Ok(command)
     }
 
     async fn attach(
@@ -234,11 +257,12 @@ impl Commands for LocalCommands {
         let number = self.inner.next_session();
         let guard = Guard::new(&self.inner, account, device, number);
         let inner = Arc::clone(&self.inner);
-        let attached = self
-            .run(async move { inner.attach(account, device, connection, number, sender).await })
-            .await;
-        // None while shutting down: the receiver is closed, and nothing comes.
-        attached.unwrap_or_default();
+        let (known, is_known) = oneshot::channel();
+        self.inner.runtime.spawn(async move {
+            inner.attach((account, device), connection, number, sender, known).await;
+        });
+        // Either it is known now, or the registry is slow, or we are shutting down: then nothing comes.
+        timeout(LINK_WAIT, is_known).await.map(|_| ()).unwrap_or_default();
         SessionHandle { dispatches, guard: Box::new(guard) }
     }
 
@@ -251,8 +275,8 @@ impl Commands for LocalCommands {
     ) {
         let inner = Arc::clone(&self.inner);
         let work = async move { inner.report(account, connection, command, outcome).await };
-        // While shutting down it stays `sent`, and counts as lost at the next start.
-        self.run(work).await.unwrap_or_default();
+        // While shutting down it stays `sent`, and counts as lost when the device attaches next.
+        timeout(LINK_WAIT, self.run(work)).await.map(|_| ()).unwrap_or_default();
     }
 
     async fn expire(&self) {

@@ -1,93 +1,167 @@
-//! One queue for each device, and the commands' way through it.
+//! One queue for each device that is held here, and the commands' way through it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use fieldline_contracts::registry::RegistryExt;
-use fieldline_contracts::{Actor, Clock, CommandError, Dispatch, Outcome, Registry};
+use fieldline_contracts::registry::{RegistryExt, Versioned};
+use fieldline_contracts::{Actor, Clock, Dispatch, Lease, Outcome, Page, Registry, RegistryError};
 use fieldline_model::{
     AccountId, Command, CommandId, CommandStatus, ConnectionId, DeviceId, Event, EventId,
     EventKind, ParamName, Params, Value,
 };
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex as AsyncMutex, MutexGuard, mpsc, watch};
-use tracing::warn;
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use tracing::{debug, warn};
 
 use crate::LocalCommands;
+use crate::index::Index;
 
 /// Tries to write a command's status, and the wait between them.
 const WRITE_TRIES: u32 = 5;
 const WRITE_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// How long a command may stay on the wire of another node without a word, while its device is held here. Links give
+/// up on an answer long before; so it is a node that died right after it had sent.
+const FOREIGN_MAX: Duration = Duration::from_secs(180);
+/// Devices whose queues are read or reconciled at a time.
+pub(crate) const READS_MAX: usize = 32;
 
-type Key = (AccountId, DeviceId);
+pub(crate) type Key = (AccountId, DeviceId);
 type EventSink = Box<dyn Fn(Event) + Send + Sync>;
+/// A command at the revision that is known.
+pub(crate) type Known = Versioned<Command>;
 
 pub(crate) struct Inner {
     pub(crate) registry: Arc<dyn Registry>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) runtime: Handle,
     slots: Mutex<HashMap<Key, Arc<Slot>>>,
-    /// Devices of the commands that links have in hand.
-    handed: Mutex<HashMap<(AccountId, CommandId), DeviceId>>,
+    /// The device and the newest revision of each command that a slot has in memory.
+    pub(crate) tracked: Mutex<HashMap<CommandId, (Key, u64)>>,
+    pub(crate) waits: Mutex<HashMap<CommandId, watch::Sender<u64>>>,
     sessions: AtomicU64,
     events: OnceLock<EventSink>,
-    /// The last change of the registry that `expire` has seen.
-    pub(crate) followed: AtomicU64,
+    pub(crate) index: Mutex<Index>,
+    /// The last change of the registry that was followed.
+    pub(crate) followed: watch::Sender<u64>,
+    pub(crate) reads: Arc<Semaphore>,
+    /// Devices that were deleted since upkeep last looked.
+    pub(crate) deleted: Mutex<HashSet<Key>>,
+    pub(crate) upkeep: Mutex<Upkeep>,
+    /// Tasks that end with this.
+    pub(crate) tasks: Mutex<Vec<AbortHandle>>,
     /// When finished commands were last looked through, in microseconds.
     pub(crate) swept_at: AtomicI64,
 }
 
-/// The queue of one device; there is one while it is attached or something waits.
+/// Who does what one node does for all.
+pub(crate) enum Upkeep {
+    /// There is but this node.
+    Alone,
+    /// The owner of a key: this node, if there is a lease.
+    Owner(Option<Arc<Lease>>),
+}
+
+/// The queue of one device; there is one while it is attached, or something is not written yet.
 pub(crate) struct Slot {
-    key: Key,
-    content: AsyncMutex<Content>,
-    /// Counts changes, to wake those who wait for a command.
-    version: watch::Sender<u64>,
+    pub(crate) key: Key,
+    pub(crate) content: AsyncMutex<Content>,
 }
 
 #[derive(Default)]
 pub(crate) struct Content {
-    session: Option<Session>,
+    pub(crate) session: Option<Session>,
+    /// Whether the lists below are those of the registry. They are empty while nobody is attached.
+    loaded: bool,
     /// Queued, oldest first.
-    pub(crate) waiting: VecDeque<Command>,
+    waiting: VecDeque<Waiting>,
     in_flight: Option<InFlight>,
+    /// On the wire of another node that has yet to let go of the device.
+    foreign: Vec<Foreign>,
+    /// What the registry could not be told yet.
+    unwritten: Vec<Unwritten>,
 }
 
-struct Session {
+pub(crate) struct Session {
     number: u64,
     connection: ConnectionId,
     dispatches: mpsc::Sender<Dispatch>,
 }
 
-/// Handed to a session that has not yet said what became of it.
-struct InFlight {
-    command: Command,
-    connection: ConnectionId,
+struct Waiting {
+    known: Known,
+    /// As it was to be taken, where it is not known whether that was written.
+    claim: Option<Command>,
 }
 
-impl Slot {
-    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
-        self.version.subscribe()
-    }
+/// Handed to a session that has not yet said what became of it.
+struct InFlight {
+    /// As it stands in the registry: sent.
+    known: Known,
+    /// As it was before it was taken.
+    before: Command,
+    connection: ConnectionId,
+    /// Whether the session said that it is on the wire.
+    on_wire: bool,
+    /// It ended otherwise, or was taken over by another node: what the session says of it is passed over.
+    over: bool,
+}
+
+struct Foreign {
+    id: CommandId,
+    revision: u64,
+    since: Instant,
+}
+
+struct Unwritten {
+    wanted: Command,
+    base: Known,
+}
+
+/// What became of a write.
+enum Written {
+    Done(Known),
+    /// Somebody else was first; what stands there now.
+    Lost(Option<Known>),
+    /// The registry does not answer. It may have been written.
+    Unknown,
 }
 
 impl Inner {
-    pub(crate) fn new(registry: Arc<dyn Registry>, clock: Arc<dyn Clock>, runtime: Handle) -> Self {
-        let followed = AtomicU64::new(*registry.watch().borrow());
-        Self {
+    pub(crate) fn start(
+        registry: Arc<dyn Registry>,
+        clock: Arc<dyn Clock>,
+        runtime: Handle,
+    ) -> Arc<Self> {
+        let newest = registry.watch();
+        let inner = Arc::new(Self {
             registry,
             clock,
             runtime,
             slots: Mutex::default(),
-            handed: Mutex::default(),
+            tracked: Mutex::default(),
+            waits: Mutex::default(),
             sessions: AtomicU64::new(0),
             events: OnceLock::new(),
-            followed,
+            index: Mutex::default(),
+            followed: watch::Sender::new(0),
+            reads: Arc::new(Semaphore::new(READS_MAX)),
+            deleted: Mutex::default(),
+            upkeep: Mutex::new(Upkeep::Alone),
+            tasks: Mutex::default(),
             swept_at: AtomicI64::new(0),
-        }
+        });
+        inner.spawn_owned(crate::follow::follow(Arc::downgrade(&inner), newest));
+        inner
+    }
+
+    /// Runs what ends when this is dropped.
+    pub(crate) fn spawn_owned(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.lock().push(self.runtime.spawn(task).abort_handle());
     }
 
     pub(crate) fn set_events(&self, sink: EventSink) {
@@ -100,12 +174,11 @@ impl Inner {
         self.sessions.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub(crate) fn slot(&self, account: AccountId, device: DeviceId) -> Arc<Slot> {
-        let key = (account, device);
+    pub(crate) fn slot(&self, key: Key) -> Arc<Slot> {
         let mut slots = self.slots.lock();
-        let slot = slots.entry(key).or_insert_with(|| {
-            Arc::new(Slot { key, content: AsyncMutex::default(), version: watch::Sender::new(0) })
-        });
+        let slot = slots
+            .entry(key)
+            .or_insert_with(|| Arc::new(Slot { key, content: AsyncMutex::default() }));
         Arc::clone(slot)
     }
 
@@ -113,8 +186,8 @@ impl Inner {
         self.slots.lock().values().cloned().collect()
     }
 
-    pub(crate) fn known_slot(&self, account: AccountId, device: DeviceId) -> Option<Arc<Slot>> {
-        self.slots.lock().get(&(account, device)).cloned()
+    pub(crate) fn known_slot(&self, key: Key) -> Option<Arc<Slot>> {
+        self.slots.lock().get(&key).cloned()
     }
 
     /// Lets go of a slot; the last one who does takes an empty one away.
@@ -125,124 +198,288 @@ impl Inner {
             return;
         }
         let empty = slot.content.try_lock().is_ok_and(|content| {
-            content.session.is_none() && content.waiting.is_empty() && content.in_flight.is_none()
+            content.session.is_none() && content.in_flight.is_none() && content.unwritten.is_empty()
         });
         if empty {
             slots.remove(&slot.key);
         }
     }
 
-    pub(crate) async fn content<'a>(&self, slot: &'a Slot) -> MutexGuard<'a, Content> {
-        slot.content.lock().await
+    pub(crate) fn track(&self, known: &Known) {
+        let command = &known.object;
+        let entry = ((command.account, command.device), known.revision);
+        self.tracked.lock().insert(command.id, entry);
     }
 
-    pub(crate) async fn submit(
-        &self,
-        command: Command,
-        actor: &Actor,
-    ) -> Result<Command, CommandError> {
-        let slot = self.slot(command.account, command.device);
-        let mut content = slot.content.lock().await;
-        let waiting = content.waiting.len() + usize::from(content.in_flight.is_some());
-        let outcome = if waiting >= LocalCommands::WAITING_MAX {
-            Err(CommandError::QueueFull(waiting))
-        } else {
-            match self.registry.create_object(command.account, &command, actor).await {
-                Ok(created) => {
-                    content.waiting.push_back(created.object);
-                    self.tell(&slot, &command);
-                    self.dispatch(&mut content);
-                    Ok(command)
-                }
-                Err(error) => Err(error.into()),
-            }
-        };
-        drop(content);
-        self.release(slot);
-        outcome
+    fn untrack(&self, id: CommandId) {
+        self.tracked.lock().remove(&id);
     }
 
-    pub(crate) async fn cancel(
-        &self,
-        known: Command,
-        actor: &Actor,
-    ) -> Result<Command, CommandError> {
-        let slot = self.slot(known.account, known.device);
-        let mut content = slot.content.lock().await;
-        let outcome = match content.waiting.iter().position(|c| c.id == known.id) {
-            Some(at) => match content.waiting.remove(at) {
-                Some(command) => {
-                    Ok(self.finish(&slot, command, CommandStatus::Cancelled, None, actor).await)
-                }
-                None => Err(CommandError::NotFound(known.id)),
-            },
-            None if content.in_flight.as_ref().is_some_and(|f| f.command.id == known.id) => {
-                Err(CommandError::TooLate("sent"))
-            }
-            None => Err(CommandError::TooLate(match known.status {
-                CommandStatus::Answered => "answered",
-                CommandStatus::Failed => "failed",
-                CommandStatus::Expired => "expired",
-                CommandStatus::Cancelled => "cancelled",
-                CommandStatus::Queued | CommandStatus::Sent => "finished",
-            })),
-        };
-        drop(content);
-        self.release(slot);
-        outcome
-    }
-
-    /// Hands the oldest waiting command to the session, if there is one that has nothing in hand.
-    fn dispatch(&self, content: &mut Content) {
-        let Some(session) = &content.session else { return };
-        if content.in_flight.is_some() {
-            return;
+    /// Hands the oldest waiting command to the session, if there is one that has nothing in hand. False if the
+    /// registry does not answer: then it is tried again within a second.
+    ///
+    /// It is `sent` in the registry before it is handed over. So of those who want to send, cancel or expire it one
+    /// is first, on whichever node, and the others see that they were not.
+    pub(crate) async fn dispatch(&self, slot: &Slot, content: &mut Content) -> bool {
+        if !self.write_again(content).await {
+            return false;
         }
-        let now = self.clock.now();
-        // Those that have expired are finished by `expire`, within a second.
-        let Some(at) = content.waiting.iter().position(|c| c.expires_at > now) else { return };
-        let Some(command) = content.waiting.remove(at) else { return };
-        let dispatch = Dispatch { command: command.clone() };
-        match session.dispatches.try_send(dispatch) {
-            Ok(()) => {
-                let key = (command.account, command.id);
-                self.handed.lock().insert(key, command.device);
-                content.in_flight = Some(InFlight { command, connection: session.connection });
+        if content.session.is_some() && !content.loaded && !self.load(slot, content).await {
+            return false;
+        }
+        loop {
+            let Some(session) = &content.session else { return true };
+            // A device has one in flight at a time, be it on another node's connection.
+            if content.in_flight.is_some() || !content.foreign.is_empty() {
+                return true;
             }
-            // The connection has just ended; its guard will tell.
-            Err(_) => content.waiting.push_front(command),
+            let now = self.clock.now();
+            // Those that have expired are finished by `expire`, within a second.
+            let fresh = |waiting: &Waiting| waiting.known.object.expires_at > now;
+            let Some(at) = content.waiting.iter().position(fresh) else { return true };
+            let Some(Waiting { known, claim }) = content.waiting.remove(at) else { return true };
+            let doubt = claim.is_some();
+            let claim = claim.unwrap_or_else(|| {
+                let mut claim = known.object.clone();
+                claim.status = CommandStatus::Sent;
+                claim.sent_at = Some(now);
+                claim.attempts += 1;
+                claim
+            });
+            match self.write(&claim, &known, doubt).await {
+                Written::Done(taken) => {
+                    self.track(&taken);
+                    let before = known.object;
+                    let connection = session.connection;
+                    let dispatch = Dispatch { command: before.clone() };
+                    if session.dispatches.try_send(dispatch).is_err() {
+                        debug!(command = %before.id, "the connection ends: its command waits for the next");
+                    }
+                    // If it could not be handed over its guard will tell, and it waits again.
+                    content.in_flight = Some(InFlight {
+                        known: taken,
+                        before,
+                        connection,
+                        on_wire: false,
+                        over: false,
+                    });
+                    return true;
+                }
+                Written::Lost(found) => self.heard(content, known.object.id, found),
+                Written::Unknown => {
+                    content.waiting.push_front(Waiting { known, claim: Some(claim) });
+                    return false;
+                }
+            }
         }
     }
 
     pub(crate) async fn attach(
-        &self,
-        account: AccountId,
-        device: DeviceId,
+        self: Arc<Self>,
+        key: Key,
         connection: ConnectionId,
         number: u64,
         dispatches: mpsc::Sender<Dispatch>,
+        known: oneshot::Sender<()>,
     ) {
-        let slot = self.slot(account, device);
+        let slot = self.slot(key);
         let mut content = slot.content.lock().await;
-        // A session with a higher number came by another thread and is newer.
-        if content.session.as_ref().is_none_or(|session| session.number < number) {
-            self.lose(&slot, &mut content).await;
+        // A session with a higher number came by another thread and is newer; one that has ended meanwhile will not
+        // be told of again.
+        let newer = content.session.as_ref().is_none_or(|session| session.number < number);
+        if newer && !dispatches.is_closed() {
+            self.unload(&mut content);
             content.session = Some(Session { number, connection, dispatches });
-            self.dispatch(&mut content);
+            // Whoever attaches waits for this much only.
+            known.send(()).unwrap_or_default();
+            self.lose(&mut content).await;
+            self.dispatch(&slot, &mut content).await;
         }
         drop(content);
         self.release(slot);
     }
 
-    pub(crate) async fn detach(&self, account: AccountId, device: DeviceId, number: u64) {
-        let Some(slot) = self.known_slot(account, device) else { return };
+    pub(crate) async fn detach(&self, key: Key, number: u64) {
+        let Some(slot) = self.known_slot(key) else { return };
         let mut content = slot.content.lock().await;
         if content.session.as_ref().is_some_and(|session| session.number == number) {
             content.session = None;
-            self.lose(&slot, &mut content).await;
+            self.unload(&mut content);
+            self.lose(&mut content).await;
         }
         drop(content);
         self.release(slot);
+    }
+
+    /// Forgets what waits: the registry has it.
+    fn unload(&self, content: &mut Content) {
+        content.loaded = false;
+        for Waiting { known, claim } in content.waiting.drain(..) {
+            self.untrack(known.object.id);
+            // It may stand there as sent, and nobody has it.
+            if let Some(claim) = claim {
+                let wanted = known.object.clone();
+                let base = Known { object: claim, revision: known.revision };
+                content.unwritten.push(Unwritten { wanted, base });
+            }
+        }
+        content.foreign.drain(..).for_each(|foreign| self.untrack(foreign.id));
+    }
+
+    /// Reads what waits for a device that has just been attached. What is on the wire there was sent by a connection
+    /// that this one took the place of, so it is lost. False if the registry does not answer.
+    async fn load(&self, slot: &Slot, content: &mut Content) -> bool {
+        if self.surely_none(slot.key) {
+            content.loaded = true;
+            return true;
+        }
+        let (account, device) = slot.key;
+        let mut found: HashMap<CommandId, Known> = HashMap::new();
+        // Twice, since the lists are not of one instant: what goes from one to the other meanwhile is in one of three.
+        for status in ["queued", "sent", "queued"] {
+            let mut page = Page::first(4 * LocalCommands::WAITING_MAX);
+            page.equals.push(("device".to_owned(), device.to_string().into()));
+            page.equals.push(("status".to_owned(), status.into()));
+            match self.registry.list_objects::<Command>(account, &page).await {
+                Ok(list) => {
+                    for known in list {
+                        let newer = found
+                            .get(&known.object.id)
+                            .is_none_or(|before| before.revision < known.revision);
+                        if newer {
+                            found.insert(known.object.id, known);
+                        }
+                    }
+                }
+                Err(error) => {
+                    warn!(%error, %device, "waiting commands cannot be read yet");
+                    return false;
+                }
+            }
+        }
+        content.loaded = true;
+        let mut found: Vec<Known> = found.into_values().collect();
+        found.sort_by_key(|known| (known.object.created_at, known.revision));
+        for known in found {
+            let id = known.object.id;
+            let has = content.in_flight.as_ref().is_some_and(|f| f.known.object.id == id)
+                || content.unwritten.iter().any(|u| u.wanted.id == id);
+            if has {
+                continue;
+            }
+            match known.object.status {
+                CommandStatus::Queued => self.enqueue(content, known),
+                CommandStatus::Sent => self.again(content, known, None).await,
+                _ => {}
+            }
+        }
+        true
+    }
+
+    /// Puts a queued command where its age belongs.
+    fn enqueue(&self, content: &mut Content, known: Known) {
+        if content.session.is_none() || !content.loaded {
+            return;
+        }
+        self.track(&known);
+        let older = |waiting: &Waiting| waiting.known.object.created_at <= known.object.created_at;
+        let at = content.waiting.iter().rposition(older).map_or(0, |at| at + 1);
+        content.waiting.insert(at, Waiting { known, claim: None });
+    }
+
+    /// How many of a device's commands are not finished, if that is known here.
+    pub(crate) fn count_here(content: &Content) -> Option<usize> {
+        let known = content.session.is_some() && content.loaded;
+        known.then(|| {
+            let in_flight = content.in_flight.iter().filter(|in_flight| !in_flight.over).count();
+            content.waiting.len() + content.foreign.len() + in_flight
+        })
+    }
+
+    /// A command was created here.
+    pub(crate) async fn created(self: Arc<Self>, key: Key, known: Known) {
+        let Some(slot) = self.known_slot(key) else { return };
+        let mut content = slot.content.lock().await;
+        if !self.has(&content, known.object.id) {
+            self.enqueue(&mut content, known);
+        }
+        self.dispatch(&slot, &mut content).await;
+        drop(content);
+        self.release(slot);
+    }
+
+    fn has(&self, content: &Content, id: CommandId) -> bool {
+        content.waiting.iter().any(|waiting| waiting.known.object.id == id)
+            || content.in_flight.as_ref().is_some_and(|f| f.known.object.id == id)
+            || content.foreign.iter().any(|foreign| foreign.id == id)
+            || content.unwritten.iter().any(|unwritten| unwritten.wanted.id == id)
+    }
+
+    /// Something changed a command of a device that is held here: reads it again.
+    pub(crate) async fn reconcile(self: Arc<Self>, key: Key, id: CommandId) {
+        let Some(slot) = self.known_slot(key) else { return };
+        let mut content = slot.content.lock().await;
+        if content.session.is_some() && content.loaded {
+            match self.registry.get_object::<Command>(key.0, id.0).await {
+                Ok(found) => self.heard(&mut content, id, found),
+                // What was missed is read with all the rest.
+                Err(error) => {
+                    warn!(%error, command = %id, "a command that changed cannot be read yet");
+                    self.unload(&mut content);
+                }
+            }
+        }
+        self.dispatch(&slot, &mut content).await;
+        drop(content);
+        self.release(slot);
+    }
+
+    /// Takes over how a command stands in the registry.
+    fn heard(&self, content: &mut Content, id: CommandId, found: Option<Known>) {
+        let found = found.filter(|known| !known.object.status.is_final());
+        if let Some(in_flight) = &mut content.in_flight
+            && in_flight.known.object.id == id
+        {
+            // Whatever was done to it, this node did not: the link still has it in hand, and the next waits until it
+            // lets go.
+            let own = |known: &Known| known.revision <= in_flight.known.revision;
+            if !found.as_ref().is_some_and(own) {
+                in_flight.over = true;
+            }
+            return;
+        }
+        // It is about to be written, and will be seen then.
+        if content.unwritten.iter().any(|unwritten| unwritten.wanted.id == id) {
+            return;
+        }
+        let before = content.waiting.iter().find(|waiting| waiting.known.object.id == id);
+        if before.is_some_and(|w| found.as_ref().is_some_and(|f| f.revision <= w.known.revision)) {
+            return;
+        }
+        let claim = before.and_then(|waiting| waiting.claim.clone());
+        content.waiting.retain(|waiting| waiting.known.object.id != id);
+        let revision = found.as_ref().map(|known| known.revision);
+        let as_before = |f: &&Foreign| f.id == id && Some(f.revision) == revision;
+        let since = content.foreign.iter().find(as_before).map(|f| f.since);
+        content.foreign.retain(|foreign| foreign.id != id);
+        // Nobody is attached, or all is about to be read.
+        let found = found.filter(|_| content.session.is_some() && content.loaded);
+        match found {
+            None => self.untrack(id),
+            Some(known) if known.object.status == CommandStatus::Queued => {
+                self.enqueue(content, known);
+            }
+            // The try that was in doubt: it was written.
+            Some(known) if claim.as_ref().is_some_and(|claim| same(claim, &known.object)) => {
+                self.track(&known);
+                content.waiting.push_front(Waiting { known, claim });
+            }
+            Some(known) => {
+                self.track(&known);
+                let since = since.unwrap_or_else(Instant::now);
+                content.foreign.push(Foreign { id, revision: known.revision, since });
+            }
+        }
     }
 
     pub(crate) async fn report(
@@ -253,11 +490,11 @@ impl Inner {
         outcome: Outcome,
     ) {
         // From memory: were the registry asked and failed, the device would get no command more.
-        let device = self.handed.lock().get(&(account, id)).copied();
-        let Some(device) = device else { return };
-        let Some(slot) = self.known_slot(account, device) else { return };
+        let key = self.tracked.lock().get(&id).map(|(key, _)| *key);
+        let Some(key) = key.filter(|key| key.0 == account) else { return };
+        let Some(slot) = self.known_slot(key) else { return };
         let mut content = slot.content.lock().await;
-        let holds = |f: &InFlight| f.command.id == id && f.connection == connection;
+        let holds = |f: &InFlight| f.known.object.id == id && f.connection == connection;
         if content.in_flight.as_ref().is_some_and(holds) {
             self.settle(&slot, &mut content, outcome).await;
         }
@@ -267,154 +504,218 @@ impl Inner {
 
     /// Takes over what became of the command in flight.
     async fn settle(&self, slot: &Slot, content: &mut Content, outcome: Outcome) {
-        let actor = Actor::system("router");
-        let Some(mut in_flight) = content.in_flight.take() else { return };
-        self.handed.lock().remove(&(in_flight.command.account, in_flight.command.id));
-        // It expired while in the link's hands: that was its end already.
-        let over = in_flight.command.status.is_final();
-        match outcome {
-            Outcome::Sent => {
-                let command = &in_flight.command;
-                self.handed.lock().insert((command.account, command.id), command.device);
-                if !over {
-                    in_flight.command.status = CommandStatus::Sent;
-                    in_flight.command.sent_at = Some(self.clock.now());
-                    in_flight.command.attempts += 1;
-                    self.write(&in_flight.command, &actor).await;
-                    self.tell(slot, &in_flight.command);
-                }
-                content.in_flight = Some(in_flight);
-                return;
+        if outcome == Outcome::Sent {
+            if let Some(in_flight) = &mut content.in_flight
+                && !in_flight.over
+            {
+                in_flight.on_wire = true;
+                self.tell(&in_flight.known.object);
             }
-            _ if over => {}
-            Outcome::Answered(text) => {
-                let mut command = in_flight.command;
-                command.answer = Some(cut(text));
-                self.finish(slot, command, CommandStatus::Answered, None, &actor).await;
-            }
-            Outcome::Failed(text) => {
-                let error = Some(cut(text));
-                self.finish(slot, in_flight.command, CommandStatus::Failed, error, &actor).await;
-            }
-            Outcome::Lost => {
-                content.in_flight = Some(in_flight);
-                self.lose(slot, content).await;
+            return;
+        }
+        if outcome == Outcome::Lost {
+            self.lose(content).await;
+        } else if let Some(in_flight) = content.in_flight.take() {
+            self.untrack(in_flight.known.object.id);
+            if !in_flight.over {
+                let now = self.clock.now();
+                let wanted = match outcome {
+                    Outcome::Failed(text) => {
+                        let failed = CommandStatus::Failed;
+                        finished(in_flight.as_it_was(), failed, Some(cut(text)), now)
+                    }
+                    Outcome::Answered(text) => {
+                        let command = in_flight.known.object.clone();
+                        let mut wanted = finished(command, CommandStatus::Answered, None, now);
+                        wanted.answer = Some(cut(text));
+                        wanted
+                    }
+                    Outcome::Sent | Outcome::Lost => in_flight.as_it_was(),
+                };
+                self.put(content, in_flight.known, wanted).await;
             }
         }
-        self.dispatch(content);
+        self.dispatch(slot, content).await;
     }
 
     /// The command in flight got no answer: it waits again, in front, or is over.
-    async fn lose(&self, slot: &Slot, content: &mut Content) {
-        let Some(InFlight { command, .. }) = content.in_flight.take() else { return };
-        self.handed.lock().remove(&(command.account, command.id));
-        if let Some(command) = self.again(slot, command).await {
-            content.waiting.push_front(command);
+    async fn lose(&self, content: &mut Content) {
+        let Some(in_flight) = content.in_flight.take() else { return };
+        self.untrack(in_flight.known.object.id);
+        if !in_flight.over {
+            let was = in_flight.as_it_was();
+            self.again(content, in_flight.known, Some(was)).await;
         }
     }
 
-    /// The command as it waits for another try; `None` if it is over.
-    pub(crate) async fn again(&self, slot: &Slot, mut command: Command) -> Option<Command> {
-        let actor = Actor::system("router");
-        if command.status.is_final() {
-            return None;
-        }
-        if command.expires_at <= self.clock.now() {
-            self.finish(slot, command, CommandStatus::Expired, None, &actor).await;
-            return None;
-        }
-        if command.attempts >= LocalCommands::ATTEMPTS_MAX {
-            let error = Some(format!("sent {} times without an answer", command.attempts));
-            self.finish(slot, command, CommandStatus::Failed, error, &actor).await;
-            return None;
-        }
-        if command.status != CommandStatus::Queued {
-            command.status = CommandStatus::Queued;
-            self.write(&command, &actor).await;
-            self.tell(slot, &command);
-        }
-        Some(command)
-    }
-
-    /// Finishes what has expired or lost its device; returns how many still wait.
-    pub(crate) async fn settle_overdue(&self, slot: &Slot, deleted: bool) -> usize {
-        let actor = Actor::system("router");
+    /// Lets a command that was on the wire wait for another try, as it `was` there, if it is worth one.
+    async fn again(&self, content: &mut Content, base: Known, was: Option<Command>) {
+        let mut wanted = was.unwrap_or_else(|| base.object.clone());
         let now = self.clock.now();
-        let mut content = slot.content.lock().await;
-        let (over, keep): (VecDeque<_>, VecDeque<_>) =
-            content.waiting.drain(..).partition(|c| deleted || c.expires_at <= now);
-        content.waiting = keep;
-        for command in over {
-            self.end_overdue(slot, command, deleted, &actor).await;
+        if wanted.expires_at <= now {
+            wanted.status = CommandStatus::Expired;
+            wanted.finished_at = Some(now);
+        } else if wanted.attempts >= LocalCommands::ATTEMPTS_MAX {
+            wanted.status = CommandStatus::Failed;
+            wanted.error = Some(format!("sent {} times without an answer", wanted.attempts));
+            wanted.finished_at = Some(now);
+        } else {
+            wanted.status = CommandStatus::Queued;
+        }
+        self.put(content, base, wanted).await;
+    }
+
+    /// Writes what became of a command, now or when the registry is back.
+    async fn put(&self, content: &mut Content, base: Known, wanted: Command) {
+        match self.write(&wanted, &base, false).await {
+            Written::Done(known) => self.was_put(content, known),
+            Written::Lost(found) => {
+                debug!(command = %wanted.id, "somebody else was first with a command");
+                self.heard(content, wanted.id, found);
+            }
+            Written::Unknown => content.unwritten.push(Unwritten { wanted, base }),
+        }
+    }
+
+    fn was_put(&self, content: &mut Content, known: Known) {
+        self.tell(&known.object);
+        if known.object.status == CommandStatus::Queued {
+            self.enqueue(content, known);
+        }
+    }
+
+    /// Writes what could not be written before. False if the registry still does not answer.
+    async fn write_again(&self, content: &mut Content) -> bool {
+        while let Some(Unwritten { wanted, base }) = content.unwritten.pop() {
+            match self.write(&wanted, &base, true).await {
+                Written::Done(known) => self.was_put(content, known),
+                Written::Lost(found) => self.heard(content, wanted.id, found),
+                Written::Unknown => {
+                    content.unwritten.push(Unwritten { wanted, base });
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Finishes what has expired here and tries again what the registry was not told. False if it does not answer.
+    pub(crate) async fn tend(&self, slot: &Slot, content: &mut Content) -> bool {
+        let now = self.clock.now();
+        let expired = |command: &Command| command.expires_at <= now;
+        while let Some(at) = content.waiting.iter().position(|w| expired(&w.known.object)) {
+            let Some(Waiting { known, claim }) = content.waiting.remove(at) else { break };
+            self.untrack(known.object.id);
+            let base = match claim {
+                Some(claim) => Known { object: claim, revision: known.revision },
+                None => known,
+            };
+            let wanted = finished(base.object.clone(), CommandStatus::Expired, None, now);
+            self.put(content, base, wanted).await;
         }
         if let Some(in_flight) = &mut content.in_flight
-            && !in_flight.command.status.is_final()
-            && (deleted || in_flight.command.expires_at <= now)
+            && !in_flight.over
+            && expired(&in_flight.known.object)
         {
             // The link still has it in hand: the next waits until it lets go.
-            let command = in_flight.command.clone();
-            in_flight.command = self.end_overdue(slot, command, deleted, &actor).await;
+            in_flight.over = true;
+            let base = in_flight.known.clone();
+            let wanted = finished(base.object.clone(), CommandStatus::Expired, None, now);
+            match self.write(&wanted, &base, false).await {
+                Written::Done(known) => self.tell(&known.object),
+                Written::Lost(_) => {}
+                Written::Unknown => content.unwritten.push(Unwritten { wanted, base }),
+            }
         }
-        self.dispatch(&mut content);
-        content.waiting.len()
+        let silent = |foreign: &Foreign| foreign.since.elapsed() >= FOREIGN_MAX;
+        let dead = content.foreign.iter().find(|f| silent(f)).map(|f| (f.id, f.revision));
+        if let Some((id, revision)) = dead {
+            content.foreign.retain(|foreign| foreign.id != id);
+            self.untrack(id);
+            match self.registry.get_object::<Command>(slot.key.0, id.0).await {
+                Ok(Some(known)) if known.revision == revision => {
+                    self.again(content, known, None).await;
+                }
+                Ok(found) => self.heard(content, id, found),
+                Err(_) => self.unload(content),
+            }
+        }
+        self.dispatch(slot, content).await
     }
 
-    async fn end_overdue(
-        &self,
-        slot: &Slot,
-        command: Command,
-        deleted: bool,
-        actor: &Actor,
-    ) -> Command {
-        let (status, error) = if deleted {
-            (CommandStatus::Failed, Some("the device was deleted".to_owned()))
-        } else {
-            (CommandStatus::Expired, None)
-        };
-        self.finish(slot, command, status, error, actor).await
-    }
-
-    pub(crate) async fn finish(
-        &self,
-        slot: &Slot,
-        mut command: Command,
-        status: CommandStatus,
-        error: Option<String>,
-        actor: &Actor,
-    ) -> Command {
-        command.status = status;
-        command.error = error;
-        command.finished_at = Some(self.clock.now());
-        self.write(&command, actor).await;
-        self.tell(slot, &command);
-        command
-    }
-
-    /// Writes a command's new status. If the registry stays away the change is
-    /// in memory alone: after a restart the command may be sent once more.
-    async fn write(&self, command: &Command, actor: &Actor) {
+    /// Writes a command's new state over the one that is known. In `doubt` it may have been written already.
+    async fn write(&self, wanted: &Command, base: &Known, mut doubt: bool) -> Written {
+        let actor = Actor::system("router");
+        let mut expected = base.revision;
         let mut tries = 1;
         loop {
-            match self.registry.update_object(command.account, command, None, actor).await {
-                Ok(_) => return,
-                Err(error @ fieldline_contracts::RegistryError::Unavailable(_))
-                    if tries < WRITE_TRIES =>
-                {
-                    warn!(%error, command = %command.id, "a command's status cannot be written yet");
+            let account = wanted.account;
+            let error =
+                match self.registry.update_object(account, wanted, Some(expected), &actor).await {
+                    Ok(known) => return Written::Done(known),
+                    Err(RegistryError::Changed { .. }) => {
+                        match self.registry.get_object::<Command>(account, wanted.id.0).await {
+                            Ok(Some(found)) if doubt && same(&found.object, wanted) => {
+                                return Written::Done(found);
+                            }
+                            // The write that this one builds on, of which it was not known whether it was made.
+                            Ok(Some(found))
+                                if same(&found.object, &base.object)
+                                    && found.revision != expected =>
+                            {
+                                expected = found.revision;
+                                continue;
+                            }
+                            Ok(found) => return Written::Lost(found),
+                            Err(error) => error,
+                        }
+                    }
+                    Err(error) => error,
+                };
+            match error {
+                RegistryError::Unavailable(_) => {
+                    doubt = true;
+                    if tries == WRITE_TRIES {
+                        warn!(%error, command = %wanted.id, "a command's status is written later");
+                        return Written::Unknown;
+                    }
                     tries += 1;
                     tokio::time::sleep(WRITE_RETRY_DELAY).await;
                 }
-                Err(error) => {
-                    warn!(%error, command = %command.id, "a command's status was not written");
-                    return;
+                RegistryError::NotFound { .. } => return Written::Lost(None),
+                error => {
+                    warn!(%error, command = %wanted.id, "a command's status was not written");
+                    return Written::Lost(None);
                 }
             }
+        }
+    }
+
+    /// Finishes a command that is in nobody's hands. What stands there if somebody else was first; `None` if it is
+    /// over either way.
+    pub(crate) async fn finish(
+        &self,
+        known: Known,
+        status: CommandStatus,
+        error: Option<String>,
+    ) -> Result<Option<Known>, RegistryError> {
+        let wanted = finished(known.object.clone(), status, error, self.clock.now());
+        match self.write(&wanted, &known, false).await {
+            Written::Done(known) => {
+                self.tell(&known.object);
+                Ok(None)
+            }
+            Written::Lost(found) => Ok(found.filter(|known| !known.object.status.is_final())),
+            Written::Unknown => Err(RegistryError::Unavailable("it does not answer".to_owned())),
         }
     }
 
     /// Tells that a command has changed: to those who wait, and as an event.
-    fn tell(&self, slot: &Slot, command: &Command) {
-        slot.version.send_modify(|version| *version = version.wrapping_add(1));
+    pub(crate) fn tell(&self, command: &Command) {
+        self.wake(command.id);
+        if command.status.is_final() {
+            self.index.lock().remove(command.id);
+        }
         let status = status_name(command.status);
         metrics::counter!("fieldline_router_commands_total", "status" => status).increment(1);
         let Some(sink) = self.events.get() else { return };
@@ -445,7 +746,32 @@ impl Inner {
     }
 }
 
-fn status_name(status: CommandStatus) -> &'static str {
+impl InFlight {
+    /// The command without the attempt, if that was not made.
+    fn as_it_was(&self) -> Command {
+        if self.on_wire { self.known.object.clone() } else { self.before.clone() }
+    }
+}
+
+fn finished(
+    mut command: Command,
+    status: CommandStatus,
+    error: Option<String>,
+    now: fieldline_model::Timestamp,
+) -> Command {
+    command.status = status;
+    command.error = error;
+    command.finished_at = Some(now);
+    command
+}
+
+/// Whether two are of one state. The instant of a try is its mark: no two have the same.
+fn same(one: &Command, other: &Command) -> bool {
+    let state = |c: &Command| (c.status, c.attempts, c.sent_at, c.finished_at);
+    state(one) == state(other) && one.answer == other.answer && one.error == other.error
+}
+
+pub(crate) fn status_name(status: CommandStatus) -> &'static str {
     match status {
         CommandStatus::Queued => "queued",
         CommandStatus::Sent => "sent",
@@ -469,8 +795,7 @@ fn cut(mut text: String) -> String {
 /// Ends a session when dropped, from whatever thread.
 pub(crate) struct Guard {
     inner: Weak<Inner>,
-    account: AccountId,
-    device: DeviceId,
+    key: Key,
     number: u64,
 }
 
@@ -481,15 +806,21 @@ impl Guard {
         device: DeviceId,
         number: u64,
     ) -> Self {
-        Self { inner: Arc::downgrade(inner), account, device, number }
+        Self { inner: Arc::downgrade(inner), key: (account, device), number }
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         let Some(inner) = self.inner.upgrade() else { return };
-        let (account, device, number) = (self.account, self.device, self.number);
+        let (key, number) = (self.key, self.number);
         let runtime = inner.runtime.clone();
-        runtime.spawn(async move { inner.detach(account, device, number).await });
+        runtime.spawn(async move { inner.detach(key, number).await });
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.tasks.get_mut().iter().for_each(AbortHandle::abort);
     }
 }

@@ -14,6 +14,8 @@ use parking_lot::Mutex;
 
 use crate::LocalCommands;
 
+mod nodes;
+
 struct World {
     commands: LocalCommands,
     registry: Arc<MemoryRegistry>,
@@ -246,7 +248,8 @@ async fn the_queue_survives_a_restart() {
 
     let commands = LocalCommands::new(world.registry.clone(), world.clock.clone());
     assert_eq!(commands.recover().await.unwrap(), 2);
-    assert_eq!(commands.inner.waiting(world.account, world.device).await, 2);
+    let unfinished = commands.inner.unfinished_of((world.account, world.device)).await;
+    assert_eq!(unfinished.unwrap().len(), 2);
     let mut session = commands.attach(world.account, world.device, connection).await;
     let again = next(&mut session).await.unwrap();
     assert_eq!((again.id, again.attempts), (sent.id, 1));
