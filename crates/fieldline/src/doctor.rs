@@ -187,7 +187,11 @@ fn open_files() -> Finding {
 /// What of the stored messages is damaged or lost.
 fn messages(data: &Path) -> Finding {
     let found = fieldline_mdb::inspect(&data.join("messages"));
-    if found.is_empty() { Good("no damage is known".to_owned()) } else { Weak(found.join("; ")) }
+    if found.is_empty() {
+        Good("logs and indexes are sound; messages are checked as they are read".to_owned())
+    } else {
+        Weak(found.join("; "))
+    }
 }
 
 fn crashes(data: &Path) -> Finding {

@@ -195,7 +195,7 @@ impl Segment {
         let time = Timestamp::from_micros;
         Some(format!(
             "`{file}` in shard {shard} of the message store is damaged (places: {places}, the first at byte {at}: {reason}): \
-             messages from {} to {} may be missing; restore the file from a backup",
+             messages from {} to {} may be missing; restore the file from a backup and start again",
             time(self.meta.from),
             time(self.meta.to),
         ))
