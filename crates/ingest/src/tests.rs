@@ -3,20 +3,21 @@ use std::time::Duration;
 
 use fieldline_contracts::registry::{ParameterObject, RegistryExt};
 use fieldline_contracts::{
-    Actor, BusItem, Clock, HistoryError, MemoryBus, MemoryState, Platform, SystemClock, TopicFilter,
+    Actor, BusItem, Clock, HistoryError, MemoryBus, Platform, SystemClock, TopicFilter,
 };
 use fieldline_model::{
     Account, AccountId, Channel, Decimal, Decoded, Device, DeviceId, EventKind, ParamKind,
     ParamName, ParamSpec, Params, Series, SeriesKind, Timestamp, Transport, Value,
 };
 use fieldline_router::LocalCommands;
-use fieldline_testkit::{MemoryRegistry, Script, ScriptedHistory};
+use fieldline_testkit::{MemoryRegistry, Script, ScriptedHistory, SwitchedState};
 
 use crate::{Ingest, RegisterError, Submitted, own_params, stored_event};
 
 struct World {
     ingest: Ingest,
     history: Arc<ScriptedHistory>,
+    state: Arc<SwitchedState>,
     registry: Arc<MemoryRegistry>,
     account: AccountId,
     device: DeviceId,
@@ -42,10 +43,11 @@ fn world() -> World {
     let clock = Arc::new(SystemClock);
     let registry = Arc::new(MemoryRegistry::new(clock.clone()));
     let history = Arc::new(ScriptedHistory::new());
+    let state = Arc::new(SwitchedState::new());
     let platform = Platform {
         registry: registry.clone(),
         history: history.clone(),
-        state: Arc::new(MemoryState::new()),
+        state: state.clone(),
         bus: Arc::new(MemoryBus::new()),
         commands: Arc::new(LocalCommands::new(registry.clone(), clock.clone())),
         clock,
@@ -54,7 +56,7 @@ fn world() -> World {
     let clock = SystemClock;
     let account = AccountId::new(clock.now(), clock.random());
     let device = DeviceId::new(clock.now(), clock.random());
-    World { ingest, history, registry, account, device }
+    World { ingest, history, state, registry, account, device }
 }
 
 fn message(second: i64, speed: i64) -> Decoded {
@@ -102,6 +104,31 @@ async fn what_is_not_durable_is_neither_known_nor_told() {
     assert_eq!(speed(&world).await, None);
     let silent = tokio::time::timeout(Duration::from_millis(20), items.next()).await;
     assert!(silent.is_err());
+}
+
+/// Last values that are away keep nobody from being acknowledged, and those who follow them hear
+/// that there is something to read.
+#[tokio::test]
+async fn last_values_that_are_away_keep_no_device_waiting() {
+    let world = world();
+    let bus = Arc::clone(&world.ingest.platform().bus);
+    let mut items = bus.subscribe(world.account, TopicFilter::default()).await;
+    world.state.set_away(true);
+    let submitted = world.submit(vec![message(1, 10)]).await.unwrap();
+    assert_eq!(submitted.stored, 1);
+    let again = world.submit(vec![message(1, 10)]).await.unwrap();
+    assert_eq!((again.stored, again.duplicates), (0, 1));
+    let mut told = 0;
+    for _ in 0..3 {
+        if let Some(Ok(BusItem::State { params, .. })) = items.next().await {
+            assert_eq!(params[0].as_str(), "position.speed");
+            told += 1;
+        }
+    }
+    assert_eq!(told, 2);
+    world.state.set_away(false);
+    world.submit(vec![message(2, 20)]).await.unwrap();
+    assert_eq!(speed(&world).await, Some(20));
 }
 
 #[tokio::test(start_paused = true)]

@@ -14,6 +14,7 @@ pub mod route;
 #[cfg(feature = "servers")]
 pub mod servers;
 pub mod sessions;
+pub mod state;
 pub mod stats;
 pub mod teltonika;
 pub mod wialon;
@@ -21,4 +22,5 @@ pub mod wialon;
 pub use fleet::{Fleet, Protocol};
 pub use history::{Script, ScriptedHistory};
 pub use registry::MemoryRegistry;
+pub use state::SwitchedState;
 pub use stats::{AckJournal, Stats};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fieldline_auth::{Auth, Identity, IdentityKind, NewToken};
 use fieldline_contracts::{
-    Actor, Clock as _, History, MemoryBus, MemoryState, Platform, RegistryExt as _, SystemClock,
+    Actor, Clock as _, History, MemoryBus, Platform, RegistryExt as _, SystemClock,
 };
 use fieldline_ingest::Ingest;
 use fieldline_model::{
@@ -16,7 +16,7 @@ use fieldline_model::{
 use fieldline_mqtt::{Acceptor, Drained, Listener, MqttConfig, Services, run};
 use fieldline_router::LocalCommands;
 use fieldline_sqlite::SqliteRegistry;
-use fieldline_testkit::ScriptedHistory;
+use fieldline_testkit::{ScriptedHistory, SwitchedState};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +31,7 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) services: Services,
     pub(crate) history: Arc<ScriptedHistory>,
+    pub(crate) state: Arc<SwitchedState>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) running: JoinHandle<Drained>,
     _directory: tempfile::TempDir,
@@ -65,10 +66,11 @@ impl Server {
             Arc::new(SqliteRegistry::open(&directory.path().join("r.db"), clock.clone()).unwrap());
         let history = Arc::new(ScriptedHistory::new());
         let commands = LocalCommands::new(registry.clone(), clock.clone());
+        let state = Arc::new(SwitchedState::new());
         let platform = Platform {
             registry: registry.clone(),
             history: store.unwrap_or_else(|| history.clone()),
-            state: Arc::new(MemoryState::new()),
+            state: state.clone(),
             bus: Arc::new(MemoryBus::new()),
             commands: Arc::new(commands.clone()),
             clock: clock.clone(),
@@ -83,7 +85,7 @@ impl Server {
         let shutdown = CancellationToken::new();
         let listeners = vec![Listener { listener, tls }];
         let running = tokio::spawn(run(config, listeners, services.clone(), shutdown.clone()));
-        Self { address, services, history, shutdown, running, _directory: directory }
+        Self { address, services, history, state, shutdown, running, _directory: directory }
     }
 
     /// Makes an account with one device.

@@ -285,6 +285,35 @@ async fn last_values_are_made_good_when_the_bus_was_too_fast() {
     assert!(got.retain && got.payload.starts_with(r#"{"value":2,"#), "{got:?}");
 }
 
+/// Last values that are away are sent when they are back: to who subscribes meanwhile, and to who
+/// missed a change.
+#[tokio::test]
+async fn last_values_that_were_away_are_sent_when_they_are_back() {
+    let server = Server::start().await;
+    let tenant = server.tenant("a").await;
+    let (account, device) = (tenant.account, tenant.device.id);
+    let mut there = Wire::join(&server, true, "c", &tenant.token).await;
+    there.subscribe("state/#", 0).await;
+    server.say(account, device, &[("x", Value::Int(1))]).await;
+    assert!(there.message().await.payload.starts_with(r#"{"value":1,"#));
+    server.state.set_away(true);
+    let mut new = Wire::join(&server, true, "d", &tenant.token).await;
+    new.subscribe(&format!("state/{device}/x"), 0).await;
+    server.say(account, device, &[("x", Value::Int(2))]).await;
+    there.silent().await;
+    new.silent().await;
+    server.state.set_away(false);
+    // What came meanwhile is not made good by this one: the last that it knows is sent.
+    for wire in [&mut there, &mut new] {
+        let got = wire.message().await;
+        assert!(got.retain && got.payload.starts_with(r#"{"value":1,"#), "{got:?}");
+    }
+    server.say(account, device, &[("x", Value::Int(3))]).await;
+    for wire in [&mut there, &mut new] {
+        assert!(wire.message().await.payload.starts_with(r#"{"value":3,"#));
+    }
+}
+
 #[tokio::test]
 async fn options_of_a_subscription_are_kept() {
     let server = Server::start().await;

@@ -162,6 +162,39 @@ async fn a_message_that_is_too_large_is_named_and_the_others_are_stored() {
     assert_eq!(publish(&bench.root, &device, json!([])).await["stored"], 0);
 }
 
+/// What is not known now is said to be so; what does not depend on it goes on.
+#[tokio::test]
+async fn last_values_that_are_away_are_said_to_be() {
+    let bench = Bench::start().await;
+    let device = bench.root.device("dev").await;
+    publish(&bench.root, &device, json!({"x": 1})).await;
+    bench.state.set_away(true);
+    let asked = [
+        format!("/api/v1/devices/{device}/state"),
+        format!("/api/v1/devices/{device}/state/x"),
+        format!("/api/v1/devices/{device}/state/none"),
+        "/api/v1/state".to_owned(),
+        "/api/v1/devices?online=false".to_owned(),
+    ];
+    for path in &asked {
+        let reply = bench.root.get(path).await;
+        assert_eq!(reply.header("retry-after"), "1", "{path}");
+        reply.problem(503, "state_unavailable");
+    }
+    publish(&bench.root, &device, json!({"x": 2})).await;
+    let listed = bench.root.get("/api/v1/devices").await.expect(200);
+    assert!(listed["items"][0]["online"].is_null(), "{listed}");
+    let path = format!("/api/v1/devices/{device}");
+    assert!(bench.root.get(&path).await.expect(200)["online"].is_null());
+    let renamed = bench.root.patch(&path, json!({"name": "other"})).await.expect(200);
+    assert_eq!((&renamed["name"], &renamed["online"]), (&json!("other"), &json!(null)));
+    bench.state.set_away(false);
+    assert_eq!(bench.root.get(&path).await.expect(200)["online"], false);
+    bench.root.get(&asked[1]).await.expect(200);
+    bench.state.set_away(true);
+    bench.root.delete(&path).await.expect(204);
+}
+
 #[tokio::test]
 async fn the_fleet_is_read_at_once() {
     let bench = Bench::start().await;

@@ -9,9 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use fieldline_auth::{Auth, Identity, NewToken};
 use fieldline_contracts::channels::{ChannelControl, ChannelStatus, ConnectionInfo};
-use fieldline_contracts::{
-    Actor, MemoryBus, MemoryState, Platform, Registry, RegistryExt as _, SystemClock,
-};
+use fieldline_contracts::{Actor, MemoryBus, Platform, Registry, RegistryExt as _, SystemClock};
 use fieldline_ingest::Ingest;
 use fieldline_mdb::{Mdb, MdbConfig};
 use fieldline_model::{
@@ -21,6 +19,7 @@ use fieldline_rest::{Drained, RestConfig, RestListener, Services, SystemInfo, ru
 use fieldline_router::LocalCommands;
 use fieldline_runtime::tls::{ReloadingTls, TlsFiles};
 use fieldline_sqlite::SqliteRegistry;
+use fieldline_testkit::SwitchedState;
 use http_body_util::{BodyExt as _, Full};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap};
 use hyper::{Method, Request, StatusCode};
@@ -85,6 +84,7 @@ pub struct Bench {
     pub ingest: Ingest,
     pub auth: Auth,
     pub channels: Arc<Channels>,
+    pub state: Arc<SwitchedState>,
     pub shutdown: CancellationToken,
     pub link: String,
     pub root: Client,
@@ -107,10 +107,11 @@ impl Bench {
         );
         let history =
             Mdb::open(dir.path().join("history"), MdbConfig::default(), clock.clone()).unwrap();
+        let state = Arc::new(SwitchedState::new());
         let platform = Platform {
             registry: registry.clone(),
             history: Arc::new(history),
-            state: Arc::new(MemoryState::new()),
+            state: state.clone(),
             bus: Arc::new(MemoryBus::new()),
             commands: Arc::new(LocalCommands::new(registry.clone(), clock.clone())),
             clock: clock.clone(),
@@ -149,6 +150,7 @@ impl Bench {
             ingest,
             auth,
             channels,
+            state,
             shutdown,
             link: first.link_secret,
             root,
