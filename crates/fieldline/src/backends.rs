@@ -106,6 +106,11 @@ impl Backends {
         recovered.map(|_| ()).map_err(|error| Failure::Running(error.to_string()))
     }
 
+    /// The name of this node.
+    pub(crate) fn node_name(&self) -> &str {
+        &self.node.name
+    }
+
     /// Tells the other nodes whether this one takes work.
     pub(crate) async fn announce(&self, ready: bool) -> Result<(), Failure> {
         let node = Node { ready, ..self.node.clone() };

@@ -246,10 +246,12 @@ async fn serve(all: Serve<'_>) -> Result<(), Failure> {
             platform: platform.clone(),
             ingest: ingest.clone(),
             auth,
+            cluster: Arc::clone(&backends.cluster),
             channels,
             metrics,
             ready: backends.ready(),
             system: SystemInfo {
+                node: backends.node_name().to_owned(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 listeners: listeners
                     .iter()

@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldline_auth::Auth;
-use fieldline_contracts::{ChannelControl, Platform};
+use fieldline_contracts::{ChannelControl, Cluster, Platform};
 use fieldline_ingest::Ingest;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -91,6 +91,8 @@ pub type ReadyCheck = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
 /// What is said of this process.
 #[derive(Clone, Debug, Default)]
 pub struct SystemInfo {
+    /// The name of this node.
+    pub node: String,
     /// The version of the program.
     pub version: String,
     /// Name and address of each listener (`http`, `mqtt` …).
@@ -106,6 +108,8 @@ pub struct Services {
     pub ingest: Ingest,
     /// Sign-in and tokens.
     pub auth: Auth,
+    /// The other nodes.
+    pub cluster: Arc<dyn Cluster>,
     /// The links that hold channels.
     pub channels: Arc<dyn ChannelControl>,
     /// Renders all metrics in the text format of Prometheus.

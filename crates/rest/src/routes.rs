@@ -3,8 +3,8 @@
 use fieldline_model::{Command, Event, Scope};
 
 use crate::api::{
-    accounts, auth, channels, commands, devices, messages, parameters, protocols, settings, state,
-    system, tokens, trails, users,
+    accounts, auth, channels, commands, devices, messages, nodes, parameters, protocols, settings,
+    state, system, tokens, trails, users,
 };
 use crate::live;
 use crate::route::{Handler, Param, Route, Shape, delete, get, patch, post, put};
@@ -297,6 +297,9 @@ pub(crate) static ROUTES: &[Route] = &[
         .shape(Shape::Object),
     get("/api/v1/system", with!(Read, system::read), "system", "The server")
         .gives::<system::SystemView>(),
+    get("/api/v1/nodes", with!(Root, nodes::read), "system", "The nodes of the cluster, and what each owns")
+        .about("One process that is alone is a cluster of one node.")
+        .gives::<nodes::NodesView>(),
     get("/api/v1/ws", anyone!(live::upgrade), "live", "Live feed")
         .about(
             "A WebSocket. Sign in by cookie, by `Authorization`, by `?token=`, or by a first message \

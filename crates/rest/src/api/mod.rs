@@ -6,6 +6,7 @@ pub(crate) mod channels;
 pub(crate) mod commands;
 pub(crate) mod devices;
 pub(crate) mod messages;
+pub(crate) mod nodes;
 pub(crate) mod parameters;
 pub(crate) mod protocols;
 mod sample;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fieldline_contracts::Cluster as _;
 use fieldline_rest::RestConfig;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{Method, Request};
@@ -29,6 +30,18 @@ async fn health_metrics_and_description_are_for_anyone() {
     assert_eq!(system["version"], "0.0.0-test");
     assert!(system["memory"]["resident_bytes"].as_u64().unwrap() > 1_000_000);
     assert_eq!(system["close_codes"][0]["name"], "device_closed");
+}
+
+#[tokio::test]
+async fn the_cluster_is_told() {
+    let bench = Bench::start().await;
+    let lease = bench.cluster.claim("retention").await.unwrap().unwrap();
+    let nodes = bench.root.get("/api/v1/nodes").await.expect(200);
+    assert_eq!(nodes["node"], "test");
+    assert_eq!(nodes["items"][0]["roles"], json!(["rest"]));
+    assert_eq!((&nodes["items"][0]["zone"], &nodes["fresh"]), (&json!("a"), &json!(true)));
+    let held = json!([{"key": "retention", "node": "test", "epoch": lease.epoch().0}]);
+    assert_eq!(nodes["held"], held);
 }
 
 #[tokio::test]

@@ -9,7 +9,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use fieldline_auth::{Auth, Identity, NewToken};
 use fieldline_contracts::channels::{ChannelControl, ChannelStatus, ConnectionInfo};
-use fieldline_contracts::{Actor, MemoryBus, Platform, Registry, RegistryExt as _, SystemClock};
+use fieldline_contracts::{
+    Actor, Cluster, MemoryBus, MemoryCluster, Node, Platform, Registry, RegistryExt as _,
+    SystemClock,
+};
 use fieldline_ingest::Ingest;
 use fieldline_mdb::{Mdb, MdbConfig};
 use fieldline_model::{
@@ -79,6 +82,7 @@ impl ChannelControl for Channels {
 }
 
 pub struct Bench {
+    pub cluster: Arc<MemoryCluster>,
     pub address: SocketAddr,
     pub platform: Platform,
     pub ingest: Ingest,
@@ -122,14 +126,26 @@ impl Bench {
         let channels = Arc::new(Channels::default());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let cluster = Arc::new(MemoryCluster::new());
+        let node = Node {
+            name: "test".to_owned(),
+            address: String::new(),
+            roles: vec!["rest".to_owned()],
+            zone: Some("a".to_owned()),
+            version: "0.0.0-test".to_owned(),
+            ready: true,
+        };
+        cluster.join(node).await.unwrap();
         let services = Services {
             platform: platform.clone(),
             ingest: ingest.clone(),
             auth: auth.clone(),
+            cluster: cluster.clone(),
             channels: channels.clone(),
             metrics: Arc::new(|| "fieldline_up 1\n".to_owned()),
             ready: Vec::new(),
             system: SystemInfo {
+                node: "test".to_owned(),
                 version: "0.0.0-test".to_owned(),
                 listeners: vec![("http".to_owned(), address.to_string())],
             },
@@ -156,6 +172,7 @@ impl Bench {
             root,
             account,
             server: Some(server),
+            cluster,
             _dir: dir,
         }
     }

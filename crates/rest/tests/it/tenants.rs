@@ -63,6 +63,7 @@ fn judge(row: &RouteRow, ids: &Ids) -> (Foreign, String, Json) {
         "PATCH /users/{id}" => (Hidden, ids.user.as_str(), json!({"enabled": false})),
         "GET /tokens/{id}" | "DELETE /tokens/{id}" => (Hidden, ids.token.as_str(), json!({})),
         "PATCH /tokens/{id}" => (Hidden, ids.token.as_str(), json!({"name": "x"})),
+        "GET /nodes" => (Forbidden, "", json!({})),
         "GET /devices" | "GET /state" | "GET /channels" | "GET /connect" | "GET /protocols"
         | "GET /parameters" | "GET /events" | "GET /audit" | "GET /settings" | "GET /system" => {
             (Own(200), "", json!({}))
