@@ -10,6 +10,7 @@ const DEBIAN: &[(&str, &str)] = &[
     ("mosquitto", "mosquitto"),
     ("chromium", "chromium"),
     ("nginx", "nginx-light"),
+    ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
     ("psql", "postgresql"),
     ("redis-server", "redis-server"),
     ("etcd", "etcd-server"),

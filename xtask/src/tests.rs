@@ -84,7 +84,10 @@ fn deny() -> Result<(), Failure> {
 }
 
 fn rust() -> Result<(), Failure> {
-    packages::ensure(&["mosquitto_sub", "mosquitto", "psql", "redis-server", "etcd"])?;
+    let servers = ["mosquitto_sub", "mosquitto", "psql", "redis-server", "etcd", "nginx"];
+    packages::ensure(
+        &[servers.as_slice(), &["/usr/lib/nginx/modules/ngx_stream_module.so"]].concat(),
+    )?;
     packages::ensure_cargo("nextest")?;
     run("cargo", ["nextest", "run", "--workspace", "--locked", "--no-fail-fast"])
 }
