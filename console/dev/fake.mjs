@@ -4,7 +4,8 @@
 //   npm run dev:fake & npm run dev               the same behind Vite, with hot reload
 //
 // DEVICES=100000 sets the size of the fleet, RATE=2000 the messages a second, PORT the port, EMPTY=1 an installation without
-// devices, CONNECT=1 lets a new device call every 15 seconds. What it holds is gone when it ends.
+// devices, CONNECT=1 lets a new device call every 15 seconds, SCOPES=read,admin takes scopes away. The cluster is made
+// up in `cluster.mjs`, with settings of its own. What it holds is gone when it ends.
 import { createHash, randomBytes, randomUUID } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
 import { createServer } from 'node:http';
@@ -13,6 +14,7 @@ import { fileURLToPath } from 'node:url';
 
 import { WebSocketServer } from 'ws';
 
+import { answer as nodes } from './cluster.mjs';
 import { decode, teltonikaLogin, teltonikaPacket } from './decode.mjs';
 
 const EMPTY = process.env.EMPTY === '1';
@@ -42,7 +44,7 @@ let revision = 1;
 // ---- objects
 const account = { id: uuid(), name: 'default', enabled: true, retention_days: 0, storage_bytes_max: 0, labels: {}, created_at: now(), revision: revision++ };
 const accounts = new Map([[account.id, account]]);
-const user = { id: uuid(), name: 'admin', scopes: ['read', 'write', 'command', 'publish', 'admin', 'root'], enabled: true, created_at: now(), revision: revision++ };
+const user = { id: uuid(), name: 'admin', scopes: (process.env.SCOPES ?? 'read,write,command,publish,admin,root').split(','), enabled: true, created_at: now(), revision: revision++ };
 let password = null;
 const users = [user];
 const sessions = new Set();
@@ -436,6 +438,10 @@ const routes = [
   ['DELETE', '/users/:id', ({ id }) => { users.splice(users.findIndex((u) => u.id === id), 1); return [204]; }],
   ['GET', '/settings', () => settings],
   ['PATCH', '/settings', ({ body }) => Object.assign(settings, body)],
+  ['GET', '/nodes', () => {
+    if (!user.scopes.includes('root')) throw problem(403, 'This needs the scope root', 'Ask for a token or user with it.', { code: 'forbidden' });
+    return nodes();
+  }],
   ['GET', '/system', () => ({ version: '0.1.0', uptime_s: Math.floor((Date.now() - STARTED) / 1000), listeners: [{ name: 'http', address: `127.0.0.1:${PORT}` }, { name: 'mqtt', address: '127.0.0.1:1883' }], history: { messages: turn + 1_240_000, disk_bytes: 48_200_000 + turn * 31, segments: 14, wal_bytes: 2_400_000 }, memory: { resident_bytes: process.memoryUsage().rss }, close_codes: [{ number: 1, name: 'device_closed', description: 'The device closed the connection.' }, { number: 7, name: 'unknown_device', description: 'The device is not registered and the channel registers none by itself.' }] })],
   ['GET', '/connect', () => ({ channels: [...channels.values()].map(withStatus).filter((c) => c.enabled).map((c) => ({ id: c.id, name: c.name, protocol: c.protocol, transport: c.transport, host: '127.0.0.1', port: Number(c.listen.split(':').pop()), test_command: c.protocol === 'wialon_ips' ? `bash -c 'exec 3<>/dev/tcp/127.0.0.1/${c.listen.split(':').pop()}; printf "#L#demo-0001;NA\\x0d\\x0a#SD#NA;NA;5230.9780;N;01322.6620;E;42;270;35;11\\x0d\\x0a" >&3; timeout 2 cat <&3 | od -An -c'` : `bash -c 'exec 3<>/dev/tcp/127.0.0.1/${c.listen.split(':').pop()}; cat frame.bin >&3; timeout 2 cat <&3 | od -An -tx1'` })) })],
 ].map(([method, path, run]) => ({ method, run, pattern: new RegExp(`^${path.replace(/:(\w+)/g, '(?<$1>[^/]+)')}$`) }));

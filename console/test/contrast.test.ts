@@ -34,7 +34,7 @@ const TEXT: [string, string[]][] = [
   ['--bad', ['--panel', '--bad-soft', '--panel-2']],
   ['--syntax-keyword', ['--panel']], ['--syntax-string', ['--panel']], ['--syntax-number', ['--panel']], ['--syntax-comment', ['--panel']], ['--syntax-type', ['--panel']],
 ];
-const MARKS: [string, string[]][] = [['--focus', ['--bg', '--panel']], ['--ok-dot', ['--panel']], ['--bad-dot', ['--panel']], ['--map-track', ['--map-land', '--map-water']]];
+const MARKS: [string, string[]][] = [['--focus', ['--bg', '--panel']], ['--ok-dot', ['--panel']], ['--bad-dot', ['--panel']], ...[0, 1, 2, 3, 4, 5].map((n): [string, string[]] => [`--bar-${n}`, ['--panel', '--hover']]), ['--map-track', ['--map-land', '--map-water']]];
 
 for (const [theme, text] of [['light', light], ['dark', dark], ['dark by the system', system]] as const) {
   describe(theme, () => {

@@ -1,5 +1,7 @@
 // The HTTP interface, typed by hand. One function a route; errors are `ApiError` with the server's problem document.
 
+import type { Nodes } from './nodes';
+
 export type Json = null | boolean | number | string | Json[] | { [name: string]: Json };
 export type Labels = Record<string, string>;
 export type Scope = 'read' | 'write' | 'command' | 'publish' | 'admin' | 'root';
@@ -468,5 +470,6 @@ export const api = {
     patch: (body: Record<string, Json>) => patch<Record<string, Json>>('/settings', body),
   },
   system: () => get<System>('/system'),
+  nodes: (signal?: AbortSignal) => get<Nodes>('/nodes', undefined, signal),
   connect: () => get<{ channels: ConnectPoint[] }>('/connect'),
 };

@@ -21,6 +21,7 @@ export const SHORTCUTS: readonly Shortcut[] = [
   { keys: 'g t', says: 'Tokens', path: '/tokens', scope: 'admin' },
   { keys: 'g u', says: 'Users', path: '/users', scope: 'admin' },
   { keys: 'g a', says: 'Accounts', path: '/accounts', scope: 'root' },
+  { keys: 'g l', says: 'Cluster', path: '/cluster', scope: 'root' },
   { keys: 'g s', says: 'Settings', path: '/settings' },
   { keys: '/', says: 'Search on this page' },
   { keys: '↑ ↓', says: 'Move in a list' },
