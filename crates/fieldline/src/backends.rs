@@ -1,14 +1,16 @@
 //! What stands behind the contracts: engines of our own on one machine, foreign servers in a cluster.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use fieldline_contracts::{
-    Clock, Cluster, History, MemoryBus, MemoryCluster, MemoryState, NoPeers, Node, Platform,
+    Bus, Clock, Cluster, History, MemoryBus, MemoryCluster, MemoryState, NoPeers, Node, Platform,
     Registry, State, SystemClock,
 };
 use fieldline_etcd::EtcdCluster;
 use fieldline_ingest::Ingest;
 use fieldline_mdb::{Mdb, MdbConfig};
+use fieldline_mqtt_bus::MqttBus;
 use fieldline_postgres::{PostgresHistory, PostgresRegistry};
 use fieldline_redis::RedisState;
 use fieldline_rest::ReadyCheck;
@@ -19,6 +21,9 @@ use fieldline_sqlite::SqliteRegistry;
 use crate::config::Config;
 use crate::node::{NodeConfig, Role};
 use crate::worker::{Failure, setup};
+
+/// How long the last live items may take to reach the broker at the end.
+const BUS_CLOSE_MAX: Duration = Duration::from_secs(2);
 
 /// The contracts, and what has to be done with their backends at start and end.
 pub(crate) struct Backends {
@@ -33,7 +38,7 @@ pub(crate) struct Backends {
 /// What the contracts do not show.
 enum Engines {
     Embedded { registry: Arc<SqliteRegistry> },
-    Cluster { state: Arc<RedisState>, cluster: Arc<EtcdCluster> },
+    Cluster { state: Arc<RedisState>, bus: Arc<MqttBus>, cluster: Arc<EtcdCluster> },
 }
 
 impl Backends {
@@ -85,16 +90,18 @@ impl Backends {
         let history: Arc<dyn History> = Arc::new(history.map_err(setup)?);
         let state = RedisState::connect(config.redis.clone(), name, Arc::clone(&history)).await;
         let state = Arc::new(state.map_err(setup)?);
+        let bus = MqttBus::connect(config.mqtt_bus.clone(), Arc::clone(&clock)).await;
+        let bus = Arc::new(bus.map_err(setup)?);
         let commands = LocalCommands::new(Arc::clone(&registry), Arc::clone(&clock));
         let platform = Platform {
             registry,
             history,
             state: Arc::clone(&state) as Arc<dyn State>,
-            bus: Arc::new(MemoryBus::new()),
+            bus: Arc::clone(&bus) as Arc<dyn Bus>,
             commands: Arc::new(commands.clone()),
             clock,
         };
-        let engines = Engines::Cluster { state, cluster: Arc::clone(&etcd) };
+        let engines = Engines::Cluster { state, bus, cluster: Arc::clone(&etcd) };
         Ok(Self { platform, cluster: etcd, commands, node: described, engines })
     }
 
@@ -117,19 +124,26 @@ impl Backends {
         self.cluster.join(node).await.map_err(|error| Failure::Running(error.to_string()))
     }
 
-    /// What `/readyz` asks.
+    /// Without this it cannot do its work.
     pub(crate) fn ready(&self) -> Vec<ReadyCheck> {
         let history = Arc::clone(&self.platform.history);
-        let mut checks: Vec<ReadyCheck> = vec![Arc::new(move || history.problems())];
-        if let Engines::Cluster { state, cluster } = &self.engines {
-            let (state, membership) = (Arc::clone(state), cluster.membership());
-            checks.push(Arc::new(move || state.problems()));
-            checks.push(Arc::new(move || {
-                let away = "etcd does not answer: nothing is placed anew until it does";
-                if membership.borrow().fresh { Vec::new() } else { vec![away.to_owned()] }
-            }));
-        }
-        checks
+        vec![Arc::new(move || history.problems())]
+    }
+
+    /// What it can do without for a while.
+    pub(crate) fn optional(&self) -> Vec<(&'static str, ReadyCheck)> {
+        let Engines::Cluster { state, bus, cluster } = &self.engines else { return Vec::new() };
+        let (state, bus) = (Arc::clone(state), Arc::clone(bus));
+        let membership = cluster.membership();
+        let fresh: ReadyCheck = Arc::new(move || {
+            let away = "etcd does not answer: nothing is placed anew until it does";
+            if membership.borrow().fresh { Vec::new() } else { vec![away.to_owned()] }
+        });
+        vec![
+            ("cluster", fresh),
+            ("last values", Arc::new(move || state.problems())),
+            ("live items of other nodes", Arc::new(move || bus.problems())),
+        ]
     }
 
     /// Ends in order, after all services.
@@ -141,7 +155,13 @@ impl Backends {
                     tracing::warn!(%error, "the registry's journal could not be emptied");
                 }
             }
-            Engines::Cluster { state, .. } => state.close().await,
+            Engines::Cluster { state, bus, .. } => {
+                let left = bus.close(BUS_CLOSE_MAX).await;
+                if left > 0 {
+                    tracing::warn!(left, "other nodes do not hear of the last live items");
+                }
+                state.close().await;
+            }
         }
         self.cluster.leave().await;
         closed.map_err(|error| Failure::Running(format!("closing the store: {error}")))

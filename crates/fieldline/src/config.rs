@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use fieldline_gateway::GatewayConfig;
+use fieldline_mqtt_bus::MqttBusConfig;
 use fieldline_redis::RedisConfig;
 use fieldline_runtime::telemetry::LogConfig;
 use serde::Deserialize;
@@ -54,6 +55,8 @@ pub(crate) struct Config {
     pub(crate) postgres: fieldline_postgres::Settings,
     /// Last values of a cluster.
     pub(crate) redis: RedisConfig,
+    /// What carries live items between the nodes of a cluster.
+    pub(crate) mqtt_bus: MqttBusConfig,
 }
 
 /// `[http]`: the API and console.
@@ -151,7 +154,7 @@ impl Config {
         let mut problems = Vec::new();
         {
             // Exhaustive on purpose: a new key does not compile until it is judged here.
-            let Self { http, mqtt, gateway, store, log, node, postgres, redis } = &self;
+            let Self { http, mqtt, gateway, store, log, node, postgres, redis, mqtt_bus } = &self;
             let HttpConfig { listen: http_listen, tls_certificate, tls_key, requests_per_s_max } =
                 http;
             let mut check = |holds: bool, problem: String| {
@@ -215,7 +218,9 @@ impl Config {
                         .collect::<Vec<_>>()
                 };
                 let all = of("postgres", postgres.check()).into_iter();
-                all.chain(of("redis", redis.validate())).for_each(|problem| check(false, problem));
+                all.chain(of("redis", redis.validate()))
+                    .chain(of("mqtt_bus", mqtt_bus.validate()))
+                    .for_each(|problem| check(false, problem));
             }
             let LogConfig { format: _, filter } = log;
             if let Err(reason) = LogConfig::check_filter(filter) {

@@ -250,6 +250,7 @@ async fn serve(all: Serve<'_>) -> Result<(), Failure> {
             channels,
             metrics,
             ready: backends.ready(),
+            optional: backends.optional(),
             system: SystemInfo {
                 node: backends.node_name().to_owned(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),

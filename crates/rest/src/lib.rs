@@ -116,6 +116,9 @@ pub struct Services {
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// Asked by `/readyz`, besides the channels.
     pub ready: Vec<ReadyCheck>,
+    /// What the node can do without for a while, by name: where a check has reasons `/readyz` warns,
+    /// since a balancer must not take all nodes away for it, and `GET /nodes` tells them.
+    pub optional: Vec<(&'static str, ReadyCheck)>,
     /// What is said of this process.
     pub system: SystemInfo,
 }

@@ -28,6 +28,12 @@ impl SwitchedState {
         self.away.store(away, Ordering::Release);
     }
 
+    /// Why it cannot be asked, in words.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        self.there().err().iter().map(ToString::to_string).collect()
+    }
+
     fn there(&self) -> Result<&MemoryState, StateError> {
         match self.away.load(Ordering::Acquire) {
             true => Err(StateError::Unavailable("a test took it away".to_owned())),

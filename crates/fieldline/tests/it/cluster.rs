@@ -1,18 +1,16 @@
 //! Several nodes over real servers, any of which may die.
 
-#[path = "balancer.rs"]
-mod balancer;
-
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use fieldline_testkit::servers::{Etcd, Postgres, Redis};
+use fieldline_testkit::servers::{Etcd, Mosquitto, Postgres, Redis};
 use rustix::process::Signal;
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 
 use crate::device::{self, Fleet};
-use crate::server::{Server, wait_for};
+use crate::mqtt::subscribe;
+use crate::server::{PATIENCE, Server, TOKEN, wait_for};
 
 const DEVICES: usize = 12;
 
@@ -21,27 +19,34 @@ struct World {
     etcd: Etcd,
     postgres: Postgres,
     redis: Redis,
+    broker: Mosquitto,
     folder: TempDir,
 }
 
 impl World {
     fn start() -> Self {
-        let (etcd, postgres, redis) = (Etcd::start(), Postgres::start(), Redis::start());
-        Self { etcd, postgres, redis, folder: tempfile::tempdir().unwrap() }
+        let (etcd, postgres) = (Etcd::start(), Postgres::start());
+        let (redis, broker) = (Redis::start(), Mosquitto::start());
+        Self { etcd, postgres, redis, broker, folder: tempfile::tempdir().unwrap() }
     }
 
     /// The configuration of a node, whose channels listen on an address of its own.
     fn config(&self, number: usize) -> PathBuf {
         let text = format!(
-            "[node]\netcd = [\"{}\"]\n[postgres]\nurl = \"{}\"\n[redis]\nurl = \"{}\"\n[gateway]\nlisten_address = \"{}\"\nlisten_retry_delay = \"200ms\"\n",
+            "[node]\netcd = [\"{}\"]\n[postgres]\nurl = \"{}\"\n[redis]\nurl = \"{}\"\n[mqtt_bus]\nurl = \"{}\"\n[gateway]\nlisten_address = \"{}\"\nlisten_retry_delay = \"200ms\"\n",
             self.etcd.url(),
             self.postgres.url(),
             self.redis.url(),
+            self.broker_url(),
             address(number),
         );
         let path = self.folder.path().join(format!("node-{number}.toml"));
         std::fs::write(&path, text).unwrap();
         path
+    }
+
+    fn broker_url(&self) -> String {
+        format!("mqtt://127.0.0.1:{}", self.broker.port())
     }
 
     fn node(&self, number: usize) -> Server {
@@ -138,6 +143,10 @@ fn servers_may_die() {
         (status == 200 && !answer["values"].as_object()?.is_empty()).then_some(())
     });
 
+    world.broker.process.kill();
+    gets_on(&fleet, "messages without the broker");
+    world.broker.process.start_again();
+
     world.etcd.process.kill();
     gets_on(&fleet, "messages without etcd");
     std::thread::sleep(Duration::from_secs(6));
@@ -150,6 +159,29 @@ fn servers_may_die() {
     let took = gets_on(&fleet, "messages after PostgreSQL crashed");
     println!("PostgreSQL crashed: devices got on after {took:?}");
     finish(fleet, &nodes[1], "servers killed");
+    for node in nodes {
+        node.stop();
+    }
+}
+
+/// What one node receives is live on another: a client of MQTT there hears it, and the API knows who is online.
+#[test]
+fn live_items_reach_every_node() {
+    let world = World::start();
+    let nodes = [world.node(1), world.node(2)];
+    let places = channel(&[&nodes[0], &nodes[1]]);
+    let (mut client, lines) = subscribe(&nodes[1], TOKEN, "message/#");
+    let fleet = Fleet::start_at(&places[..1], 1);
+    let heard = lines.recv_timeout(PATIENCE).expect("a message at the other node");
+    assert!(heard.contains("\"seq\""), "{heard}");
+    let device = nodes[1].device("kill-000").unwrap();
+    wait_for("the other node to know that it is online", || {
+        let found = nodes[1].ask("GET", &format!("/api/v1/devices/{device}"), None);
+        found["online"].as_bool()?.then_some(())
+    });
+    client.kill().unwrap();
+    client.wait().unwrap();
+    finish(fleet, &nodes[1], "seen from the other node");
     for node in nodes {
         node.stop();
     }
@@ -169,6 +201,7 @@ fn a_wrong_configuration_is_said_in_a_sentence() {
         ),
         (&*world.postgres.url(), "postgres://postgres@127.0.0.1:1/postgres", "127.0.0.1:1"),
         (&*world.redis.url(), "redis://127.0.0.1:1", "127.0.0.1:1"),
+        (&*world.broker_url(), "mqtt://127.0.0.1:1", "the MQTT broker at 127.0.0.1:1"),
     ] {
         let path = world.folder.path().join("wrong.toml");
         std::fs::write(&path, good.replace(from, to)).unwrap();

@@ -10,7 +10,7 @@ use crate::device::Fleet;
 use crate::server::{PATIENCE, Server, request, wait_for};
 
 /// A running `mosquitto_sub`; its lines arrive on the channel.
-fn subscribe(
+pub(crate) fn subscribe(
     server: &Server,
     token: &str,
     topic: &str,

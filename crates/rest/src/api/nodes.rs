@@ -66,6 +66,7 @@ pub(crate) async fn read(ctx: Ctx) -> Answer {
         epoch: member.epoch.0,
     });
     let mut problems: Vec<String> = services.ready.iter().flat_map(|check| check()).collect();
+    problems.extend(services.optional.iter().flat_map(|(_, check)| check()));
     let held = match services.cluster.holders("").await {
         Ok(holders) => holders,
         // Who is there is worth knowing even so.

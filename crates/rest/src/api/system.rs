@@ -137,6 +137,9 @@ pub(crate) async fn readyz(call: Call) -> Answer {
         format!("{channel} does not listen; see its status")
     };
     let mut warnings = app.platform().history.warnings();
+    // The reason may name addresses.
+    let optional = app.services.optional.iter().filter(|(_, check)| !check().is_empty());
+    warnings.extend(optional.map(|(name, _)| format!("{name}: away; see /api/v1/nodes")));
     warnings.extend(problems.iter().take(WARNINGS_MAX).map(name));
     if let Some(more @ 1..) = problems.len().checked_sub(WARNINGS_MAX) {
         warnings.push(format!("{more} more channels do not listen"));

@@ -42,6 +42,14 @@ async fn the_cluster_is_told() {
     assert_eq!((&nodes["items"][0]["zone"], &nodes["fresh"]), (&json!("a"), &json!(true)));
     let held = json!([{"key": "retention", "node": "test", "epoch": lease.epoch().0}]);
     assert_eq!(nodes["held"], held);
+    assert_eq!(nodes["problems"], json!([]));
+
+    // What can be done without takes no node out of service; why it is away is for administrators.
+    bench.state.set_away(true);
+    let ready = bench.anyone().get("/readyz").await.expect(200);
+    assert_eq!(ready["warnings"], json!(["last values: away; see /api/v1/nodes"]));
+    let nodes = bench.root.get("/api/v1/nodes").await.expect(200);
+    assert!(nodes["problems"][0].as_str().unwrap().contains("a test took it away"), "{nodes}");
 }
 
 #[tokio::test]

@@ -144,6 +144,13 @@ impl Bench {
             channels: channels.clone(),
             metrics: Arc::new(|| "fieldline_up 1\n".to_owned()),
             ready: Vec::new(),
+            optional: vec![(
+                "last values",
+                Arc::new({
+                    let state = state.clone();
+                    move || state.problems()
+                }),
+            )],
             system: SystemInfo {
                 node: "test".to_owned(),
                 version: "0.0.0-test".to_owned(),
