@@ -31,22 +31,34 @@ pub(crate) struct Monitor {
     /// A connection of its own, so that what is urgent does not wait behind what is much.
     control: Option<MultiplexedConnection>,
     run_id: String,
+    /// The memory that everything of this node is to be told to.
+    telling: Option<Arc<[u8]>>,
     /// The memory that has been told everything of this node.
     told: Option<Arc<[u8]>>,
+    /// The memory that was told everything of every node.
+    settled: Option<Arc<[u8]>>,
     resync: Option<AbortOnDropHandle<()>>,
 }
 
 /// What a look finds: the server's time in milliseconds, when its memory began, the marker, the
-/// nodes that ended without a word, those of them that were mended for, and whether a node is
-/// filling or mending.
-type Beat = (u64, Vec<u8>, Option<Vec<u8>>, u64, u64, bool);
+/// nodes that ended without a word, those of them that were mended for, whether a node is filling
+/// or mending, and how many others have yet to tell what is theirs.
+type Beat = (u64, Vec<u8>, Option<Vec<u8>>, u64, u64, bool, u64);
 
 /// Something did not work, in words.
 type Failed = String;
 
 impl Monitor {
     pub(crate) fn new(inner: Arc<Inner>) -> Self {
-        Self { inner, control: None, run_id: String::new(), told: None, resync: None }
+        Self {
+            inner,
+            control: None,
+            run_id: String::new(),
+            telling: None,
+            told: None,
+            settled: None,
+            resync: None,
+        }
     }
 
     pub(crate) async fn run(mut self, stop: CancellationToken) {
@@ -87,18 +99,26 @@ impl Monitor {
     pub(crate) async fn look(&mut self) -> Result<(), Failed> {
         let inner = Arc::clone(&self.inner);
         let (serial, was_open) = self.connected().await?;
-        let (now_ms, since, marker, stale, mended, locked) = self.beat().await?;
+        let (now_ms, since, marker, stale, mended, locked, untold) = self.beat().await?;
         let since: Arc<[u8]> = since.into();
         let marker = self.trusted(marker).await?;
         self.sound(was_open).await?;
-        if self.told.as_ref() != Some(&since) {
+        if self.telling.as_ref() != Some(&since) {
             // Another memory, or our first look: all that is this node's is told again.
             inner.link.write().settled = None;
             inner.held.lock().forget_told();
+            self.telling = Some(Arc::clone(&since));
+        }
+        let all_told = self.told.as_ref() == Some(&since);
+        if !all_told {
             self.tell_statuses().await?;
-            self.told = Some(Arc::clone(&since));
         }
         self.tell_connections().await?;
+        if !all_told {
+            self.told = Some(Arc::clone(&since));
+            // The others wait to hear of it.
+            inner.wake.notify_one();
+        }
         let lost = inner.waiting.lock().overflowed;
         let marker = if lost {
             self.ask::<i64>(script(&inner.scripts.lost, &[&inner.keys.marker, &inner.keys.lost]))
@@ -111,7 +131,13 @@ impl Monitor {
         };
         self.tell_waiting().await?;
         let age_ms = now_ms.saturating_sub(began_ms(&since));
-        let settled = u128::from(age_ms) >= inner.config.node_ttl.as_millis();
+        // By then every node that lives has spoken up, and those that did have told all.
+        let old_enough = u128::from(age_ms) >= inner.config.node_ttl.as_millis();
+        if old_enough && untold == 0 {
+            self.settled = Some(Arc::clone(&since));
+        }
+        // A node that joins later has nothing that this memory could have lost.
+        let settled = self.settled.as_ref() == Some(&since);
         self.open(serial, marker.as_deref(), settled.then_some(&since));
         if (marker.is_none() || stale != mended) && !locked {
             self.start_resync();
@@ -120,7 +146,7 @@ impl Monitor {
             self.follow(serial, &since).await?;
         }
         if !settled {
-            // Looked at again when it is time.
+            // Looked at again when it is time, or soon.
             let left = inner.config.node_ttl.saturating_sub(Duration::from_millis(age_ms));
             let (inner, left) = (Arc::downgrade(&inner), left + RETRY_MIN);
             tokio::spawn(async move {
@@ -191,7 +217,7 @@ impl Monitor {
         let mut cmd = script(&inner.scripts.beat, &names.map(String::as_str));
         cmd.arg(&inner.node).arg(&inner.incarnation);
         cmd.arg(u64::try_from(inner.config.node_ttl.as_millis()).unwrap_or(u64::MAX));
-        cmd.arg(&keys.node);
+        cmd.arg(&keys.node).arg(self.told.as_deref().unwrap_or_default());
         self.ask(cmd).await
     }
 

@@ -228,3 +228,97 @@ impl Gather {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fieldline_testkit::servers::Redis;
+    use redis::aio::MultiplexedConnection;
+
+    use super::*;
+    use crate::keys::Keys;
+    use crate::scripts::Scripts;
+
+    struct World {
+        _redis: Redis,
+        keys: Keys,
+        scripts: Scripts,
+        connection: MultiplexedConnection,
+    }
+
+    impl World {
+        async fn new() -> Self {
+            let redis = Redis::start();
+            let client = redis::Client::open(redis.url()).unwrap();
+            let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+            let scripts = Scripts::new();
+            for script in scripts.all() {
+                script.load_async(&mut connection).await.unwrap();
+            }
+            Self { _redis: redis, keys: Keys::new("test"), scripts, connection }
+        }
+
+        async fn lock(&mut self, token: &str) -> Vec<String> {
+            let k = &self.keys;
+            let names = [&k.lock, &k.marker, &k.stale, &k.mended, &k.lost];
+            let mut cmd = script(&self.scripts.lock, &names.map(String::as_str));
+            cmd.arg(token).arg(LOCK_TTL_MS);
+            cmd.query_async(&mut self.connection).await.unwrap()
+        }
+
+        async fn wipe(&mut self, token: &str, keys: &[&str]) -> i64 {
+            let mut names = vec![self.keys.lock.as_str()];
+            names.extend(keys);
+            let mut cmd = script(&self.scripts.wipe, &names);
+            cmd.arg(token).arg(LOCK_TTL_MS);
+            cmd.query_async(&mut self.connection).await.unwrap()
+        }
+
+        async fn finish(&mut self, token: &str, lost: &str) -> String {
+            let k = &self.keys;
+            let names = [&k.lock, &k.marker, &k.mended, &k.lost];
+            let mut cmd = script(&self.scripts.finish, &names.map(String::as_str));
+            cmd.arg(token).arg(format!("of-{token}")).arg("0").arg(lost);
+            cmd.query_async(&mut self.connection).await.unwrap()
+        }
+
+        async fn run(&mut self, command: &[&str]) -> Option<String> {
+            let mut cmd = redis::cmd(command[0]);
+            command[1..].iter().for_each(|arg| _ = cmd.arg(*arg));
+            cmd.query_async(&mut self.connection).await.unwrap()
+        }
+    }
+
+    /// One that was stopped in the midst and wakes when another has taken over removes nothing and
+    /// sets no marker.
+    #[tokio::test]
+    async fn who_lost_the_lock_changes_nothing() {
+        let mut world = World::new().await;
+        assert_eq!(world.lock("a").await, ["fill", "0", "0"]);
+        assert_eq!(world.lock("b").await, ["held"]);
+        assert_eq!(world.wipe("a", &["device"]).await, 1);
+        // Its time has run out while it was stopped.
+        world.run(&["DEL", "test:lock"]).await;
+        assert_eq!(world.lock("b").await, ["fill", "0", "0"]);
+        world.run(&["SET", "device", "as b restored it"]).await;
+        assert_eq!(world.wipe("a", &["device"]).await, 0);
+        assert_eq!(world.finish("a", "0").await, "lock");
+        assert!(world.run(&["GET", "device"]).await.is_some());
+        assert_eq!(world.run(&["GET", "test:marker"]).await, None);
+        assert_eq!(world.finish("b", "0").await, "done");
+        assert_eq!(world.run(&["GET", "test:marker"]).await.as_deref(), Some("of-b"));
+        assert_eq!(world.lock("a").await, ["none"], "all is there");
+    }
+
+    /// What was lost after the filling began may be missing in it: it is no whole one.
+    #[tokio::test]
+    async fn a_loss_in_the_midst_is_not_covered_up() {
+        let mut world = World::new().await;
+        assert_eq!(world.lock("a").await, ["fill", "0", "0"]);
+        let cmd = script(&world.scripts.lost, &[&world.keys.marker, &world.keys.lost]);
+        let _marker: i64 = cmd.query_async(&mut world.connection).await.unwrap();
+        assert_eq!(world.finish("a", "0").await, "again");
+        assert_eq!(world.run(&["GET", "test:marker"]).await, None);
+        assert_eq!(world.lock("a").await, ["fill", "0", "1"]);
+        assert_eq!(world.finish("a", "1").await, "done");
+    }
+}

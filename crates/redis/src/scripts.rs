@@ -177,7 +177,8 @@ return {'set'}
 ";
 
 /// KEYS: node, nodes, since, marker, stale, mended, lock. ARGV: node, incarnation, ttl_ms, prefix of
-/// nodes' keys. A node that is gone without a word may have taken with it what it had not told.
+/// nodes' keys, the memory that was told all of the node. A node that is gone without a word may
+/// have taken with it what it had not told. Says also how many other living nodes have not told all.
 const BEAT: &str = r"
 local t = redis.call('TIME')
 local now = t[1] .. string.format('%03d', math.floor(tonumber(t[2]) / 1000))
@@ -188,22 +189,26 @@ if not since then
 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 local nodes = redis.call('HGETALL', KEYS[2])
+local untold = 0
 for i = 1, #nodes, 2 do
   if nodes[i] == ARGV[1] then
-    if nodes[i + 1] ~= ARGV[2] then redis.call('INCR', KEYS[5]) end
+    if string.sub(nodes[i + 1], 1, 16) ~= ARGV[2] then redis.call('INCR', KEYS[5]) end
   elseif redis.call('EXISTS', ARGV[4] .. nodes[i]) == 0 then
     redis.call('HDEL', KEYS[2], nodes[i])
     redis.call('INCR', KEYS[5])
+  elseif string.sub(nodes[i + 1], 18) ~= since then
+    untold = untold + 1
   end
 end
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
-return {now, since, redis.call('GET', KEYS[4]), redis.call('GET', KEYS[5]) or '0', redis.call('GET', KEYS[6]) or '0', redis.call('EXISTS', KEYS[7])}
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2] .. ' ' .. ARGV[5])
+return {now, since, redis.call('GET', KEYS[4]), redis.call('GET', KEYS[5]) or '0', redis.call('GET', KEYS[6]) or '0', redis.call('EXISTS', KEYS[7]), untold}
 ";
 
 /// KEYS: node, nodes. ARGV: node, incarnation. A node leaves with nothing untold.
 const LEAVE: &str = r"
 if redis.call('GET', KEYS[1]) == ARGV[2] then redis.call('DEL', KEYS[1]) end
-if redis.call('HGET', KEYS[2], ARGV[1]) == ARGV[2] then redis.call('HDEL', KEYS[2], ARGV[1]) end
+local process = redis.call('HGET', KEYS[2], ARGV[1])
+if process and string.sub(process, 1, 16) == ARGV[2] then redis.call('HDEL', KEYS[2], ARGV[1]) end
 return 1
 ";
 
