@@ -14,13 +14,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use fieldline_contracts::{History, Query, SystemClock};
+use fieldline_contracts::registry::UniqueIn;
+use fieldline_contracts::{Actor, Draft, History, Kind, Query, Registry, SystemClock};
 use fieldline_model::{
     Accepted, AccountId, Cursor, Decimal, DeviceId, ParamName, Params, Series, Timestamp, Value,
 };
-use fieldline_postgres::{PostgresHistory, Settings, row};
+use fieldline_postgres::row::{self, Dictionary};
+use fieldline_postgres::{PostgresHistory, PostgresRegistry, Settings};
 use futures_util::SinkExt as _;
 use tokio_postgres::{Client, NoTls};
+use uuid::Uuid;
 
 const ACCOUNT: AccountId = AccountId::from_bytes([7; 16]);
 const DEVICES: usize = 2_000;
@@ -28,7 +31,7 @@ const DEVICES: usize = 2_000;
 const CALLERS: usize = 64;
 /// Messages of one append: a frame of a tracker.
 const FRAME: usize = 20;
-const MESSAGES: usize = 400_000;
+const MESSAGES: usize = 200_000;
 /// Rows of one transaction of bare COPY.
 const COPY_ROWS: usize = 10_000;
 const ROUNDS: usize = 3;
@@ -125,6 +128,8 @@ async fn through_append(history: &Arc<PostgresHistory>, base: i64) -> f64 {
 /// The same rows by COPY alone, two connections, a commit each [`COPY_ROWS`]; returns rows a second.
 async fn bare_copy(database: &str, base: i64, indexed: bool, wide: bool) -> f64 {
     let names = names();
+    // As the history numbers them.
+    let dictionary = Dictionary::of((1..).zip(names.iter().cloned()));
     let mut all: Vec<Vec<Bytes>> = vec![Vec::new(), Vec::new()];
     let rows = (0..MESSAGES / DEVICES).flat_map(|n| (0..DEVICES).map(move |device| (n, device)));
     let mut part = header();
@@ -132,7 +137,7 @@ async fn bare_copy(database: &str, base: i64, indexed: bool, wide: bool) -> f64 
     for (n, device) in rows {
         seq += 1;
         let message = message(&names, base, device, n);
-        put(&mut part, &message, i64::try_from(device).unwrap(), seq, wide);
+        put(&mut part, &dictionary, &message, i64::try_from(device).unwrap(), seq, wide);
         if usize::try_from(seq).unwrap().is_multiple_of(COPY_ROWS) {
             part.put_i16(-1);
             let turn = usize::try_from(seq).unwrap() / COPY_ROWS % 2;
@@ -192,9 +197,16 @@ fn header() -> BytesMut {
     out
 }
 
-fn put(out: &mut BytesMut, message: &Accepted, id: i64, seq: i64, wide: bool) {
+fn put(
+    out: &mut BytesMut,
+    dictionary: &Dictionary,
+    message: &Accepted,
+    id: i64,
+    seq: i64,
+    wide: bool,
+) {
     let mut body = Vec::new();
-    row::encode(&mut body, message.params());
+    row::encode(&mut body, message.params(), dictionary, &mut |_| {});
     let at = message.timestamp().as_micros();
     let number = |out: &mut BytesMut, n: i64| {
         out.put_i32(8);
@@ -227,6 +239,31 @@ async fn connect(database: &str) -> Client {
     client
 }
 
+/// Objects created a second, by as many callers at once as appended.
+async fn registry_rate(settings: &Settings) {
+    let registry = PostgresRegistry::connect(settings, Arc::new(SystemClock)).await.unwrap();
+    let registry = Arc::new(registry);
+    let began = Instant::now();
+    let mut callers = tokio::task::JoinSet::new();
+    for caller in 0..CALLERS {
+        let registry = Arc::clone(&registry);
+        callers.spawn(async move {
+            for n in 0..40 {
+                let id = Uuid::from_u128((caller * 1_000 + n) as u128);
+                let key = (UniqueIn::Account, id.to_string());
+                let unique = [("ident", key)].into();
+                let body =
+                    serde_json::json!({"name": "truck", "ident": id.to_string(), "labels": {}});
+                let draft = Draft { kind: Kind::Device, id, unique, body };
+                registry.create(ACCOUNT, draft, &Actor::system("bench")).await.unwrap();
+            }
+        });
+    }
+    callers.join_all().await;
+    let rate = (CALLERS * 40) as f64 / began.elapsed().as_secs_f64();
+    println!("registry: {rate:.0} objects/s created by {CALLERS} callers");
+}
+
 fn median(mut rates: Vec<f64>) -> f64 {
     rates.sort_by(f64::total_cmp);
     rates[rates.len() / 2]
@@ -242,6 +279,11 @@ async fn main() {
     let settings = Settings { schema: schema.to_owned(), ..Settings::new(&database) };
     let clock = Arc::new(SystemClock);
     let history = Arc::new(PostgresHistory::connect(&settings, clock).await.unwrap());
+
+    // Names get their numbers in the background.
+    let first = message(&names(), 1_700_000_000, 0, 0);
+    history.append(vec![first]).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
 
     let (mut appended, mut indexed, mut plain) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..ROUNDS {
@@ -293,6 +335,7 @@ async fn main() {
         stats.bytes / stats.messages
     );
     history.close().await.unwrap();
+    registry_rate(&settings).await;
     client.batch_execute(&clear).await.unwrap();
 
     let (appended, indexed, plain) = (median(appended), median(indexed), median(plain));

@@ -8,6 +8,7 @@
 //! the tail into a table, in the background when many messages have come and at once when asked for; the
 //! fold's progress is in the same transaction, so any node may do it and be killed meanwhile (`fold.rs`).
 
+mod book;
 mod bucket;
 mod commit;
 mod fold;
@@ -37,7 +38,9 @@ use tokio::time::Instant;
 
 use crate::connect::{Link, Servers};
 use crate::error::{ConnectError, Fault};
+use crate::history::book::{Book, Edition};
 use crate::history::bucket::Calendar;
+use crate::history::row::Dictionary;
 use crate::history::usage::Usage;
 use crate::history::writer::{Entry, Job, QUEUE_MAX, Writer, shard_of};
 use crate::migrate;
@@ -62,6 +65,7 @@ struct Shared {
     shards: u16,
     append_timeout: Duration,
     usage: Usage,
+    book: Book,
     trouble: Trouble,
 }
 
@@ -125,11 +129,13 @@ impl PostgresHistory {
             shards,
             append_timeout: settings.append_timeout,
             usage: Usage::default(),
+            book: Book::default(),
             trouble: Trouble::default(),
         });
         let other = |fault: Fault| ConnectError::Other(fault.to_string());
         keeper::partitions_ahead(&shared).await.map_err(other)?;
         shared.usage.look(&shared.pool).await.map_err(other)?;
+        shared.book.load(&link).await.map_err(other)?;
         let count = usize::from(settings.writers.min(shards));
         let mut link = Some((link, commit::Known::default()));
         let (mut queues, mut writers) = (Vec::with_capacity(count), Vec::with_capacity(count));
@@ -157,14 +163,20 @@ impl PostgresHistory {
     }
 
     /// Splits a batch by writers: for each that gets any, its messages and their numbers in the batch.
-    async fn split(&self, batch: &[Accepted], writers: usize) -> Vec<Part> {
+    async fn split(
+        &self,
+        batch: &[Accepted],
+        dictionary: &Dictionary,
+        writers: usize,
+    ) -> Vec<Part> {
         let mut parts: Vec<Part> = Vec::new();
         parts.resize_with(writers, Part::default);
         for (number, message) in batch.iter().enumerate() {
             let series = message.series();
             let shard = shard_of(&series, self.shared.shards);
             let Some(part) = parts.get_mut(usize::from(shard) % writers.max(1)) else { continue };
-            row::encode(&mut part.bodies, message.params());
+            let mut unknown = |name: &ParamName| self.shared.book.want(name);
+            row::encode(&mut part.bodies, message.params(), dictionary, &mut unknown);
             let at = message.timestamp().as_micros();
             part.entries.push(Entry {
                 series,
@@ -251,7 +263,8 @@ impl History for PostgresHistory {
             return Err(HistoryError::Failed(text));
         }
         let since = Instant::now();
-        let parts = self.split(&batch, queues.len()).await;
+        let Edition { number: edition, dictionary } = self.shared.book.current();
+        let parts = self.split(&batch, &dictionary, queues.len()).await;
         let count = batch.len();
         drop(batch);
         let bytes: usize = parts
@@ -273,7 +286,8 @@ impl History for PostgresHistory {
         for (part, place) in places {
             let Part { entries, bodies, numbers } = part;
             let (answer, answered) = oneshot::channel();
-            place.send(Job { entries, bodies, answer, since, room: Arc::clone(&room) });
+            let room = Arc::clone(&room);
+            place.send(Job { entries, bodies, edition, answer, since, room });
             waiting.push((answered, numbers));
         }
         drop((room, queues));

@@ -67,6 +67,11 @@ pub(crate) const MIGRATIONS: &[&str] = &["
         object  uuid NOT NULL,
         UNIQUE (account, kind, object)
     );
+    -- What the parameters of messages are called: a number never means another name.
+    CREATE TABLE names (
+        id   integer PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+        name text NOT NULL UNIQUE
+    );
     -- Times are microseconds since 1970. A partition a day: see `buckets`.
     CREATE TABLE messages (
         series   bigint NOT NULL,

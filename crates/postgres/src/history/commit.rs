@@ -18,6 +18,7 @@ use tokio_postgres::types::ToSql;
 
 use crate::connect::Link;
 use crate::error::{Fault, Verdict};
+use crate::history::Shared;
 use crate::history::bucket::{Bucket, Calendar};
 use crate::history::partition;
 use crate::history::usage::{Added, ROW_BYTES};
@@ -36,6 +37,8 @@ pub(crate) struct Known {
     series: HashMap<Series, SeriesKnown>,
     shards: HashMap<u16, ShardKnown>,
     buckets: HashSet<Bucket>,
+    /// Of the names that the server has.
+    edition: Option<u64>,
 }
 
 #[derive(Clone, Copy)]
@@ -95,10 +98,21 @@ impl Known {
 pub(crate) async fn store(
     link: &Link,
     known: &mut Known,
-    calendar: Calendar,
+    shared: &Shared,
     group: &Group,
     sent: &mut Option<Sent>,
 ) -> Result<Done, Fault> {
+    let calendar = shared.calendar;
+    for edition in group.editions() {
+        if known.edition != Some(edition) {
+            known.edition = Some(shared.book.load(link).await?.number);
+        }
+        if known.edition != Some(edition) {
+            let text =
+                "the server lacks names that the messages were written with; send them again";
+            return Err(Fault::Damaged(text.to_owned()));
+        }
+    }
     let ids = identify(link, known, group).await?;
     for (entry, _) in group.entries() {
         if !known.buckets.contains(&entry.bucket) {

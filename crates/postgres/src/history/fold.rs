@@ -12,6 +12,7 @@ use tokio_postgres::types::ToSql;
 
 use crate::connect::Link;
 use crate::error::Fault;
+use crate::history::book::Book;
 use crate::history::row::{
     Damage, Input, Names, put_bytes, put_value, put_varint, take_value, unzigzag, zigzag,
 };
@@ -102,13 +103,17 @@ async fn chunk(link: &Link, after: i64) -> Result<Vec<(i64, Series, Latest)>, Fa
 /// Folds the next messages of a shard, up to `target` or, without one, as long as it is far behind.
 /// Returns whether that is done.
 async fn step(shared: &Arc<Shared>, shard: u16, target: Option<i64>) -> Result<bool, Fault> {
+    let own = Arc::clone(shared);
     shared
         .pool
-        .run(move |link| async move { whole(link, fold(link, shard, target)).await }.boxed())
+        .run(move |link| {
+            let shared = Arc::clone(&own);
+            async move { whole(link, fold(link, &shared.book, shard, target)).await }.boxed()
+        })
         .await
 }
 
-async fn fold(link: &Link, shard: u16, target: Option<i64>) -> Result<bool, Fault> {
+async fn fold(link: &Link, book: &Book, shard: u16, target: Option<i64>) -> Result<bool, Fault> {
     link.client.batch_execute("BEGIN").await?;
     let sql = match target {
         Some(_) => {
@@ -136,7 +141,7 @@ async fn fold(link: &Link, shard: u16, target: Option<i64>) -> Result<bool, Faul
         return Ok(true);
     }
     let cursor = Cursor { shard, seq: u64::try_from(from).unwrap_or(0) };
-    let page = read::tail_on(link, cursor, STEP).await?;
+    let page = read::tail_on(link, book, cursor, STEP).await?;
     if let Some(gap) = &page.gap {
         tracing::error!(%gap, "last values are made without what cannot be read");
     }
@@ -236,7 +241,7 @@ fn decode(bytes: &[u8], names: &mut Names) -> Result<Latest, Damage> {
     }
     let mut latest = Latest::new();
     for _ in 0..input.count()? {
-        let name = names.name(input.text()?)?;
+        let name = names.text(input.text()?)?;
         let at = unzigzag(input.varint()?);
         latest.insert(name, (at, take_value(&mut input)?));
     }

@@ -39,9 +39,14 @@ pub(crate) async fn run(shared: Arc<Shared>, part: usize) {
             Err(Fault::Exhausted(_)) => {}
             Err(fault) => shared.trouble.note(part, &shared.now(), &fault.to_string()),
         }
-        let mut done = Ok(());
+        let learner = Arc::clone(&shared);
+        let learnt = shared.pool.run(move |link| {
+            let shared = Arc::clone(&learner);
+            async move { shared.book.learn(link).await }.boxed()
+        });
+        let mut done = learnt.await;
         if turn.is_multiple_of(AHEAD_EVERY) {
-            done = partitions_ahead(&shared).await;
+            done = done.and(partitions_ahead(&shared).await);
         }
         if turn.is_multiple_of(COUNT_EVERY) {
             done = done.and(fold::behind(&shared).await);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fieldline_contracts::history::Gap;
 use fieldline_contracts::{Order, Query};
-use fieldline_model::{AccountId, Cursor, Series, SeriesKind, Stored, Timestamp};
+use fieldline_model::{AccountId, Cursor, Params, Series, SeriesKind, Stored, Timestamp};
 use futures_util::FutureExt as _;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
@@ -13,7 +13,8 @@ use uuid::Uuid;
 use crate::connect::Link;
 use crate::error::Fault;
 use crate::history::Shared;
-use crate::history::row::{self, Names};
+use crate::history::book::Book;
+use crate::history::row::{self, Damage, Names, UNNAMED};
 
 /// Most bytes of parameters that the server sends for one answer, beyond its first message; by their
 /// content, answers are cut to [`Query::BYTES_MAX`] here.
@@ -24,17 +25,17 @@ const WINDOW: usize = 2;
 
 /// Messages of one series.
 pub(crate) async fn read(shared: &Arc<Shared>, query: &Query) -> Result<Vec<Stored>, Fault> {
-    let query = query.clone();
+    let (query, own) = (query.clone(), Arc::clone(shared));
     shared
         .pool
         .run(move |link| {
-            let query = query.clone();
-            async move { read_on(link, &query).await }.boxed()
+            let (query, shared) = (query.clone(), Arc::clone(&own));
+            async move { read_on(link, &shared.book, &query).await }.boxed()
         })
         .await
 }
 
-async fn read_on(link: &Link, query: &Query) -> Result<Vec<Stored>, Fault> {
+async fn read_on(link: &Link, book: &Book, query: &Query) -> Result<Vec<Stored>, Fault> {
     let (mut from, mut to) = (query.from.as_micros(), query.to.as_micros());
     let (account, kind) = (query.series.account.0, i16::from(query.series.kind as u8));
     let after = query.after.map(|(at, cursor)| (at.as_micros(), signed(cursor.seq)));
@@ -76,7 +77,7 @@ async fn read_on(link: &Link, query: &Query) -> Result<Vec<Stored>, Fault> {
         Order::Ascending => (i64::MIN, -1),
         Order::Descending => (i64::MAX, i64::MAX),
     });
-    let (mut found, mut names) = (Vec::new(), Names::default());
+    let (mut found, mut names) = (Vec::new(), Names::of(book.current().dictionary));
     let (mut window, mut rest, mut bytes) = (WINDOW, ranges.as_slice(), 0);
     while !rest.is_empty() && found.len() < limit {
         let (part, more) = rest.split_at(window.min(rest.len()));
@@ -93,7 +94,8 @@ async fn read_on(link: &Link, query: &Query) -> Result<Vec<Stored>, Fault> {
             let body: &[u8] = row.try_get(4)?;
             sent += body.len();
             let place = (at, received, shard, seq);
-            match stored(query.series, place, body, &mut names) {
+            let params = params_of(link, book, body, &mut names).await?;
+            match stored(query.series, place, params) {
                 Ok(message) => {
                     bytes += message.params().content_bytes();
                     if bytes > Query::BYTES_MAX && !found.is_empty() {
@@ -150,10 +152,12 @@ pub(crate) async fn tail(
     }
     let mut cursor = cursor;
     loop {
-        let page = shared
-            .pool
-            .run(move |link| async move { tail_on(link, cursor, limit).await }.boxed())
-            .await?;
+        let own = Arc::clone(shared);
+        let page = shared.pool.run(move |link| {
+            let shared = Arc::clone(&own);
+            async move { tail_on(link, &shared.book, cursor, limit).await }.boxed()
+        });
+        let page = page.await?;
         if let Some(gap) = page.gap
             && !over
         {
@@ -179,7 +183,12 @@ pub(crate) struct Page {
 }
 
 /// What follows `cursor`: up to a message that cannot be read, or, where that comes first, what is after it.
-pub(crate) async fn tail_on(link: &Link, cursor: Cursor, limit: usize) -> Result<Page, Fault> {
+pub(crate) async fn tail_on(
+    link: &Link,
+    book: &Book,
+    cursor: Cursor,
+    limit: usize,
+) -> Result<Page, Fault> {
     // Up to where the shard is filled, and in which partitions the rest of it lies: of one moment.
     // What is appended later is beyond that.
     let ends = link
@@ -210,13 +219,14 @@ pub(crate) async fn tail_on(link: &Link, cursor: Cursor, limit: usize) -> Result
     let terms: [&(dyn ToSql + Sync); 7] =
         [&shard, &after, &newest, &low, &high, &count, &ANSWER_BYTES];
     let rows = link.client.query(&page, &terms).await?;
-    let mut names = Names::default();
+    let mut names = Names::of(book.current().dictionary);
     let mut all = Page::default();
     let mut bytes = 0;
     for row in &rows {
         let seq: i64 = row.try_get(2)?;
         let here = Cursor { shard: cursor.shard, seq: u64::try_from(seq).unwrap_or(0) };
-        match tailed(row, here, &mut names) {
+        let params = params_of(link, book, row.try_get(3)?, &mut names).await?;
+        match tailed(row, here, params) {
             Ok((id, message)) => {
                 bytes += message.params().content_bytes();
                 if bytes > Query::BYTES_MAX && !all.found.is_empty() {
@@ -236,9 +246,27 @@ pub(crate) async fn tail_on(link: &Link, cursor: Cursor, limit: usize) -> Result
     Ok(all)
 }
 
-fn tailed(row: &Row, cursor: Cursor, names: &mut Names) -> Result<(i64, Stored), Fault> {
+/// The parameters of a row. A name that was numbered since is looked up.
+async fn params_of(
+    link: &Link,
+    book: &Book,
+    body: &[u8],
+    names: &mut Names,
+) -> Result<Result<Params, Damage>, Fault> {
+    let read = row::decode(body, names);
+    if read != Err(UNNAMED) {
+        return Ok(read);
+    }
+    names.dictionary = book.load(link).await?.dictionary;
+    Ok(row::decode(body, names))
+}
+
+fn tailed(
+    row: &Row,
+    cursor: Cursor,
+    params: Result<Params, Damage>,
+) -> Result<(i64, Stored), Fault> {
     let (at, received, seq): (i64, i64, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-    let body: &[u8] = row.try_get(3)?;
     let id: i64 = row.try_get(4)?;
     let account: Option<Uuid> = row.try_get(5)?;
     let Some(account) = account else {
@@ -246,7 +274,7 @@ fn tailed(row: &Row, cursor: Cursor, names: &mut Names) -> Result<(i64, Stored),
     };
     let series = series_of(account, row.try_get(6)?, row.try_get(7)?)?;
     let place = (at, received, cursor.shard.cast_signed(), seq);
-    Ok((id, stored(series, place, body, names)?))
+    Ok((id, stored(series, place, params)?))
 }
 
 pub(crate) fn series_of(account: Uuid, kind: i16, object: Uuid) -> Result<Series, Fault> {
@@ -260,10 +288,9 @@ pub(crate) fn series_of(account: Uuid, kind: i16, object: Uuid) -> Result<Series
 fn stored(
     series: Series,
     (at, received, shard, seq): (i64, i64, i16, i64),
-    body: &[u8],
-    names: &mut Names,
+    params: Result<Params, Damage>,
 ) -> Result<Stored, Fault> {
-    let params = row::decode(body, names).map_err(|damage| {
+    let params = params.map_err(|damage| {
         let text = damage.0;
         Fault::Damaged(format!("message {seq} of shard {shard} cannot be read: {text}"))
     })?;

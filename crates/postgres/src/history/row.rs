@@ -1,5 +1,7 @@
 //! Parameters as the bytes of one column, exactly: `[format][count]`, then for each its name, the kind of
-//! its value, the decimals of a decimal, and the value. Nothing here trusts a length.
+//! its value, the decimals of a decimal, and the value. A name is its number in the [`Dictionary`], or 0 and
+//! its text: a tracker's message has three times as many bytes of names as of values. Nothing here trusts a
+//! length.
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -7,7 +9,7 @@
     reason = "varint and zigzag coding takes numbers apart bit by bit"
 )]
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use fieldline_model::{Decimal, ParamName, Params, Value};
@@ -27,29 +29,93 @@ const NAMES_MAX: usize = 4_096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Damage(pub &'static str);
 
-/// Names that were read before: the messages of an answer share them.
-#[derive(Default)]
-pub struct Names(HashSet<ParamName>);
+/// What [`decode`] says where a name's number is not in the dictionary at hand.
+pub(crate) const UNNAMED: Damage = Damage("the number of a name is not known");
 
-impl Names {
-    pub(crate) fn name(&mut self, text: &str) -> Result<ParamName, Damage> {
-        if let Some(known) = self.0.get(text) {
-            return Ok(known.clone());
-        }
-        let name = ParamName::new(text).map_err(|_| Damage("a name is none"))?;
-        if self.0.len() < NAMES_MAX {
-            self.0.insert(name.clone());
-        }
-        Ok(name)
+/// Names by number, from 1, as the table `names` has them.
+#[derive(Debug, Default)]
+pub struct Dictionary {
+    names: HashMap<u32, ParamName>,
+    numbers: HashMap<ParamName, u32>,
+}
+
+impl Dictionary {
+    /// These names with these numbers.
+    pub fn of(names: impl IntoIterator<Item = (u32, ParamName)>) -> Self {
+        let names: HashMap<u32, ParamName> = names.into_iter().collect();
+        let numbers = names.iter().map(|(number, name)| (name.clone(), *number)).collect();
+        Self { names, numbers }
+    }
+
+    /// The number of a name.
+    pub(crate) fn number(&self, name: &ParamName) -> Option<u32> {
+        self.numbers.get(name).copied()
+    }
+
+    /// Count of names.
+    pub(crate) fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Whether `other` has all of these names with the same numbers.
+    pub(crate) fn is_within(&self, other: &Self) -> bool {
+        self.names.iter().all(|(number, name)| other.names.get(number) == Some(name))
     }
 }
 
-/// Appends `params`.
-pub fn encode(out: &mut Vec<u8>, params: &Params) {
+/// What names are read with. Those that come as text are remembered: the messages of an answer share them.
+#[derive(Default)]
+pub struct Names {
+    texts: HashSet<ParamName>,
+    pub(crate) dictionary: Arc<Dictionary>,
+}
+
+impl Names {
+    /// Names by the numbers of `dictionary`.
+    #[must_use]
+    pub fn of(dictionary: Arc<Dictionary>) -> Self {
+        Self { texts: HashSet::new(), dictionary }
+    }
+
+    pub(crate) fn text(&mut self, text: &str) -> Result<ParamName, Damage> {
+        if let Some(known) = self.texts.get(text) {
+            return Ok(known.clone());
+        }
+        let name = ParamName::new(text).map_err(|_| Damage("a name is none"))?;
+        if self.texts.len() < NAMES_MAX {
+            self.texts.insert(name.clone());
+        }
+        Ok(name)
+    }
+
+    fn take(&mut self, input: &mut Input<'_>) -> Result<ParamName, Damage> {
+        match input.varint()? {
+            0 => self.text(input.text()?),
+            number => {
+                let number = u32::try_from(number).map_err(|_| UNNAMED)?;
+                self.dictionary.names.get(&number).cloned().ok_or(UNNAMED)
+            }
+        }
+    }
+}
+
+/// Appends `params`; calls `unknown` with each name that is not in the dictionary.
+pub fn encode(
+    out: &mut Vec<u8>,
+    params: &Params,
+    dictionary: &Dictionary,
+    unknown: &mut dyn FnMut(&ParamName),
+) {
     out.push(FORMAT);
     put_varint(out, params.len() as u64);
     for (name, value) in params {
-        put_bytes(out, name.as_str().as_bytes());
+        if let Some(number) = dictionary.number(name) {
+            put_varint(out, u64::from(number));
+        } else {
+            unknown(name);
+            out.push(0);
+            put_bytes(out, name.as_str().as_bytes());
+        }
         put_value(out, value);
     }
 }
@@ -67,7 +133,7 @@ pub fn decode(bytes: &[u8], names: &mut Names) -> Result<Params, Damage> {
     let count = input.count()?;
     let mut params = Params::with_capacity(count.min(1_024));
     for _ in 0..count {
-        let name = names.name(input.text()?)?;
+        let name = names.take(&mut input)?;
         params.push(name, take_value(&mut input)?);
     }
     if input.0.is_empty() { Ok(params) } else { Err(Damage("bytes are left after the message")) }
@@ -334,10 +400,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn parameters_round_trip_to_the_last_bit(params in any_params()) {
-            let mut out = Vec::new();
-            encode(&mut out, &params);
-            let read = decode(&out, &mut Names::default()).unwrap();
+        fn parameters_round_trip_to_the_last_bit(params in any_params(), known in 0_usize..12) {
+            let names = params.iter().take(known).map(|(name, _)| name.clone());
+            let dictionary = Arc::new(Dictionary::of((1..).step_by(1_000).zip(names)));
+            let (mut out, mut unknown) = (Vec::new(), 0);
+            encode(&mut out, &params, &dictionary, &mut |_| unknown += 1);
+            prop_assert!(unknown <= params.len().saturating_sub(known));
+            let read = decode(&out, &mut Names::of(Arc::clone(&dictionary))).unwrap();
+            if unknown < params.len() {
+                prop_assert_eq!(decode(&out, &mut Names::default()), Err(UNNAMED));
+            }
             prop_assert_eq!(&read, &params);
             for ((_, a), (_, b)) in read.iter().zip(&params) {
                 prop_assert_eq!(form(a), form(b));
@@ -353,7 +425,7 @@ mod tests {
         #[test]
         fn what_is_cut_short_is_noticed(params in any_params(), at: prop::sample::Index) {
             let mut out = Vec::new();
-            encode(&mut out, &params);
+            encode(&mut out, &params, &Dictionary::default(), &mut |_| {});
             let cut = &out[..at.index(out.len())];
             prop_assert!(decode(cut, &mut Names::default()).is_err());
         }

@@ -44,6 +44,8 @@ pub(crate) struct Entry {
 pub(crate) struct Job {
     pub(crate) entries: Vec<Entry>,
     pub(crate) bodies: Vec<u8>,
+    /// Of the numbers that stand for names in it.
+    pub(crate) edition: u64,
     pub(crate) answer: oneshot::Sender<Result<Vec<Receipt>, HistoryError>>,
     pub(crate) since: Instant,
     /// Its place among the bytes that may wait.
@@ -67,6 +69,10 @@ impl Group {
                 (entry, body)
             })
         })
+    }
+
+    pub(crate) fn editions(&self) -> impl Iterator<Item = u64> {
+        self.jobs.iter().map(|job| job.edition)
     }
 
     pub(crate) fn shard_of(&self, series: &Series) -> u16 {
@@ -155,8 +161,8 @@ impl Writer {
         let most = self.shared.servers.statement_timeout + Duration::from_secs(1);
         let left = deadline.saturating_duration_since(Instant::now());
         let limit = left.min(most).max(Duration::from_secs(1));
-        let calendar = self.shared.calendar;
-        let stored = within(limit, commit::store(&link, &mut known, calendar, group, sent)).await;
+        let shared = &self.shared;
+        let stored = within(limit, commit::store(&link, &mut known, shared, group, sent)).await;
         match &stored {
             Ok(_) => self.link = Some((link, known)),
             Err(fault) if fault.verdict() == Verdict::Lost => {}

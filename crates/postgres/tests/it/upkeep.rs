@@ -137,3 +137,45 @@ async fn damage_hides_one_message() {
     assert!(node.tail_over_damage(page[3].cursor(), 2).await.unwrap().is_empty());
     assert_eq!(all(&node, device(1)).await.len(), 4);
 }
+
+/// Names get numbers, on one node and on all; rows written before and after are read by nodes that have not
+/// heard of them. A server that lacks names that were used is noticed before anything is written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_are_numbered_in_the_background() {
+    let server = Postgres::start();
+    let settings = settings(&server);
+    let (one, two) = (history(&settings).await, history(&settings).await);
+    let named = |n: i64| message(device(1), n, &["position.latitude", "made.up"], n);
+    one.append(vec![named(1)]).await.unwrap();
+    let began = std::time::Instant::now();
+    while psql(&server, "SELECT count(*) FROM fieldline.names") != "2" {
+        assert!(began.elapsed() < std::time::Duration::from_secs(20), "names get no numbers");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    one.append(vec![named(2)]).await.unwrap();
+    let lengths = psql(
+        &server,
+        "SELECT string_agg(octet_length(body)::text, ',' ORDER BY seq) FROM fieldline.messages",
+    );
+    assert_eq!(lengths, "34,8", "the second has numbers");
+    for node in [&one, &two] {
+        let read = all(node, device(1)).await;
+        assert_eq!(read.len(), 2);
+        assert!(read.iter().all(|message| message.params().get("made.up").is_some()));
+    }
+    // As after the promotion of a standby that was behind.
+    psql(&server, "DELETE FROM fieldline.names WHERE name = 'made.up'");
+    psql(
+        &server,
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'fieldline'",
+    );
+    let refused = one.append(vec![named(3)]).await;
+    assert!(
+        matches!(&refused, Err(HistoryError::Failed(text)) if text.contains("again")),
+        "{refused:?}"
+    );
+    one.append(vec![named(3)]).await.unwrap();
+    let newest = one.read(&fieldline_contracts::Query::newest(device(1), 1)).await.unwrap();
+    assert_eq!(newest[0].params().get("made.up"), Some(&Value::Int(3)));
+}
