@@ -83,6 +83,11 @@ impl Connection {
         self.wake.notified().await;
     }
 
+    /// Has what was asked noticed once more: whoever noticed it could not see to it.
+    pub(crate) fn ask_again(&self) {
+        self.wake.notify_one();
+    }
+
     /// Why it is to be closed, if it is.
     pub(crate) fn closing(&self) -> Option<CloseCode> {
         let number = self.close.load(Ordering::Acquire);
@@ -197,6 +202,16 @@ impl Directory {
             holders.remove(&key);
         }
         held
+    }
+
+    /// All devices that are held, with who holds them.
+    pub(crate) fn all(&self) -> Vec<(DeviceId, Arc<Connection>)> {
+        let mut all = Vec::new();
+        for shard in &self.shards {
+            let holders = shard.holders.lock();
+            all.extend(holders.iter().map(|((_, device), c)| (*device, Arc::clone(c))));
+        }
+        all
     }
 
     pub(crate) fn holder(&self, account: AccountId, device: DeviceId) -> Option<Arc<Connection>> {

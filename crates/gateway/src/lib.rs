@@ -6,6 +6,10 @@
 //! and answered only after that: an acknowledgement never leaves before its
 //! messages are durable.
 //!
+//! Several nodes may have the channels of one registry. A device is held by one
+//! connection at a time, wherever that is: `presence.rs` says which, and
+//! `elsewhere.rs` closes the others.
+//!
 //! It knows no protocol by name and makes no policy: limits and timeouts are
 //! settings of the channel or of [`GatewayConfig`]. Start reading at [`run`],
 //! then `tcp.rs` (`Serving::serve`). It may import `contracts`, `ingest`,
@@ -15,10 +19,13 @@ mod channel;
 mod config;
 mod connection;
 mod control;
+mod drain;
+mod elsewhere;
 mod event_loop;
 mod journal;
 mod limit;
 mod listen;
+mod presence;
 mod programs;
 mod shared;
 mod sniff;
@@ -31,13 +38,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldline_ingest::Ingest;
-use fieldline_model::CloseCode;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 pub use config::{ConfigError, GatewayConfig};
 
+use elsewhere::Elsewhere;
 use event_loop::EventLoops;
 use shared::Shared;
 use supervisor::Supervisor;
@@ -56,7 +63,21 @@ impl Gateway {
     /// Metrics are registered here: install the recorder before.
     #[must_use]
     pub fn new(config: GatewayConfig, ingest: Ingest) -> Self {
-        let shared = Arc::new(Shared::new(config, ingest));
+        Self::of(config, ingest, None)
+    }
+
+    /// The gateway of the node `node`, one of several over the same registry,
+    /// state and bus. Its name is unique among them. It follows where devices
+    /// connect: one that does so on another node is let go of here.
+    ///
+    /// Metrics are registered here: install the recorder before.
+    #[must_use]
+    pub fn on_node(config: GatewayConfig, ingest: Ingest, node: &str) -> Self {
+        Self::of(config, ingest, Some(node.to_owned()))
+    }
+
+    fn of(config: GatewayConfig, ingest: Ingest, node: Option<String>) -> Self {
+        let shared = Arc::new(Shared::new(config, ingest, node));
         Self { shared, ready: watch::Sender::new(false) }
     }
 
@@ -88,9 +109,13 @@ pub struct Drained {
 ///
 /// Channels come from the registry, and are opened, changed and closed as it
 /// changes; one that cannot listen is reported and tried again. On shutdown
-/// accepting stops at once; connections store and answer the frames they have
-/// and are closed with [`CloseCode::Shutdown`]; what is left after
-/// `drain_timeout` is cut. To be called once.
+/// accepting stops at once, and the gateway is not ready any more. Connections
+/// are closed with [`fieldline_model::CloseCode::Shutdown`], not all at once: so that other
+/// nodes can take the devices as they come, more than a thousand a second are
+/// spread over half of `drain_timeout`. Each stores and answers the frames it
+/// has first, and waits for the rest of one that is begun and for the answer
+/// to a command on the wire. What is left after `drain_timeout` is cut. To be
+/// called once.
 ///
 /// Not cancel-safe: a dropped call leaves the event loops to end by themselves.
 ///
@@ -100,21 +125,11 @@ pub struct Drained {
 pub async fn run(gateway: Gateway, shutdown: CancellationToken) -> io::Result<Drained> {
     let Gateway { shared, ready } = gateway;
     let loops = EventLoops::start(&shared)?;
-    let supervisor = Supervisor { shared: Arc::clone(&shared), loops, ready };
+    let elsewhere = Elsewhere::new(&shared);
+    let supervisor = Supervisor { shared: Arc::clone(&shared), loops, ready, elsewhere };
     supervisor.run(&shutdown).await;
     supervisor.ready.send_replace(false);
-
-    // Channels that were changed lately may still have connections.
-    shared.tasks.close();
-    let drained = tokio::time::timeout(shared.config.drain_timeout, shared.tasks.wait()).await;
-    let abandoned = if drained.is_ok() { 0 } else { shared.tasks.len() };
-    if abandoned > 0 {
-        warn!(
-            abandoned,
-            code = CloseCode::Shutdown.name(),
-            "drain timeout reached, cutting connections"
-        );
-    }
+    let abandoned = supervisor.drain().await;
     supervisor.loops.stop().await;
     shared.ingest.flush().await;
     info!(abandoned, "gateway stopped");

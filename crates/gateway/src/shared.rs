@@ -1,20 +1,17 @@
 //! What all event loops and connections of the gateway share, and what each
-//! connection does with a device: identify it, hold it, take what it says.
+//! connection does with a device: identify it, take what it says.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use fieldline_contracts::{
-    HistoryError, Outcome, Platform, RegistryError, SessionHandle, StateError,
-};
+use fieldline_contracts::{HistoryError, Outcome, Platform, RegistryError};
 use fieldline_ingest::{Ingest, RegisterError, own_params};
 use fieldline_model::{
-    AccountId, ChannelId, CloseCode, Command, CommandId, ConnectionId, Device, Event, EventKind,
-    Timestamp,
+    AccountId, ChannelId, CloseCode, Command, CommandId, ConnectionId, Device, EventKind, Timestamp,
 };
 use fieldline_pvm::{CommandAnswer, Frame, Options, Program, Session};
 use metrics::{Counter, Gauge};
@@ -114,11 +111,15 @@ pub(crate) struct Shared {
     /// Every task that holds a connection.
     pub(crate) tasks: TaskTracker,
     pub(crate) metrics: Metrics,
+    /// The name of this node; `None` where there is but one.
+    pub(crate) node: Option<String>,
+    /// Until when connections may finish what they have begun, once the gateway drains.
+    pub(crate) drain: OnceLock<Instant>,
     /// The limit on the operator's log lines about what could not be stored or looked up.
-    failures: RefusalLimit,
+    pub(crate) failures: RefusalLimit,
     total: AtomicUsize,
     /// The epoch of the connection that takes a device next.
-    epochs: AtomicU64,
+    pub(crate) epochs: AtomicU64,
 }
 
 /// A connection's place under the limits, given back when dropped.
@@ -139,7 +140,7 @@ impl Drop for Place {
 }
 
 impl Shared {
-    pub(crate) fn new(config: GatewayConfig, ingest: Ingest) -> Self {
+    pub(crate) fn new(config: GatewayConfig, ingest: Ingest, node: Option<String>) -> Self {
         // Above those of an earlier run of this process.
         let first = u64::try_from(ingest.now().as_micros()).unwrap_or(0).max(1);
         Self {
@@ -150,6 +151,8 @@ impl Shared {
             channels: RwLock::default(),
             tasks: TaskTracker::new(),
             metrics: Metrics::new(),
+            node,
+            drain: OnceLock::new(),
             failures: RefusalLimit::of(1.0),
             total: AtomicUsize::new(0),
             epochs: AtomicU64::new(first),
@@ -256,100 +259,6 @@ impl Shared {
             tracing::warn!(%error, suppressed, "a device is put off");
         }
         End::new(CloseCode::StorageUnavailable, text)
-    }
-
-    /// Gives `device` to `connection`: the one that held it is closed, others are told.
-    pub(crate) async fn attach(
-        &self,
-        channel: &ChannelLive,
-        connection: &Arc<Connection>,
-        device: &Arc<Device>,
-    ) -> SessionHandle {
-        connection.set_device(Some(Arc::clone(device)));
-        let Platform { state, commands, .. } = self.platform();
-        let (account, peer, now) = (device.account, connection.peer(), self.now());
-        let turn = self.directory.turn(device.id).await;
-        let before = self.directory.claim(device.id, connection);
-        let epoch = self.epochs.fetch_add(1, Ordering::AcqRel);
-        connection.set_epoch(epoch);
-        let peer_text = peer.to_string();
-        let noted = state.connected(account, device.id, connection.id, epoch, peer_text, now).await;
-        // The state notes it by itself when it can: no reason to put a device off.
-        self.state_noted(noted.map(|_| ()));
-        // Within the turn as well: who comes later is the newer one here too.
-        let handle = commands.attach(account, device.id, connection.id).await;
-        drop(turn);
-        let replaces = before.is_some();
-        if let Some(before) = before {
-            before.close(CloseCode::Replaced);
-        }
-        let line = || Line::new("connected").connection(connection).peer(peer).channel(channel);
-        let connected = line().transport(connection);
-        self.ingest.log(vec![connected.of_device(device, connection.connected_at)]).await;
-        let login = Line::new("login").connection(connection).ident(&device.ident);
-        self.ingest.log(vec![login.of_device(device, now)]).await;
-        if !replaces {
-            let event = self.presence_event(EventKind::Online, channel, connection, device);
-            self.ingest.event(event).await;
-        }
-        handle
-    }
-
-    /// Lets go of a device whose connection ended.
-    pub(crate) async fn detach(
-        &self,
-        channel: &ChannelLive,
-        connection: &Connection,
-        device: &Arc<Device>,
-        end: &End,
-    ) {
-        let (account, now) = (device.account, self.now());
-        let turn = self.directory.turn(device.id).await;
-        let mut offline = self.directory.release(device.id, connection);
-        if offline {
-            let state = &self.platform().state;
-            let epoch = connection.epoch();
-            let noted = state.disconnected(account, device.id, connection.id, epoch, now).await;
-            // Unknown to the state, the directory's word counts.
-            offline = *noted.as_ref().unwrap_or(&true);
-            self.state_noted(noted.map(|_| ()));
-        }
-        drop(turn);
-        let line = Line::new("closed").connection(connection).close(end.code).text(&end.text);
-        self.ingest.log(vec![line.of_device(device, now)]).await;
-        if offline {
-            let mut event = self.presence_event(EventKind::Offline, channel, connection, device);
-            let close = own_params([
-                ("close.code", i64::from(end.code.number()).into()),
-                ("close.name", end.code.name().into()),
-            ]);
-            event.params = event.params.into_iter().chain(close).collect();
-            self.ingest.event(event).await;
-        }
-    }
-
-    fn state_noted(&self, noted: Result<(), StateError>) {
-        let Err(error) = noted else { return };
-        metrics::counter!("fieldline_gateway_presence_failures_total").increment(1);
-        if let Some(suppressed) = self.failures.allow() {
-            tracing::warn!(%error, suppressed, "presence is noted later");
-        }
-    }
-
-    fn presence_event(
-        &self,
-        kind: EventKind,
-        channel: &ChannelLive,
-        connection: &Connection,
-        device: &Device,
-    ) -> Event {
-        let params = own_params([
-            ("connection.id", connection.id.to_string().into()),
-            ("peer", connection.peer().to_string().into()),
-            ("channel.id", channel.id.to_string().into()),
-            ("ident", device.ident.as_str().into()),
-        ]);
-        self.ingest.new_event(device.account, kind, device.id, params)
     }
 
     /// Notes a connection that ended without having become a device's. The channel's log has so
@@ -625,6 +534,11 @@ impl Awaited {
             Outcome::Failed(format!("no answer within {} s", limit.as_secs_f64()))
         };
         Some((pending.id, outcome))
+    }
+
+    /// Whether a command is on the wire and its answer to come.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.pending.is_some()
     }
 
     /// Forgets everything, since the connection lets go of the device: the command that has no

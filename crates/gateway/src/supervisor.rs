@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::channel::ChannelLive;
+use crate::elsewhere::Elsewhere;
 use crate::event_loop::EventLoops;
 use crate::journal::{self, Line};
 use crate::listen;
@@ -32,6 +33,7 @@ pub(crate) struct Supervisor {
     pub(crate) shared: Arc<Shared>,
     pub(crate) loops: EventLoops,
     pub(crate) ready: watch::Sender<bool>,
+    pub(crate) elsewhere: Elsewhere,
 }
 
 impl Supervisor {
@@ -39,17 +41,11 @@ impl Supervisor {
         Arc::clone(&self.shared.platform().registry)
     }
 
-    /// Follows the registry until `shutdown`, then closes all listeners.
+    /// Follows the registry until `shutdown`.
     pub(crate) async fn run(&self, shutdown: &CancellationToken) {
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = self.follow() => {}
-        }
-        let ids: Vec<ChannelId> = self.shared.channels.read().keys().copied().collect();
-        for id in ids {
-            if let Some(live) = self.take_live(id) {
-                self.close(&live, CloseCode::Shutdown).await;
-            }
         }
     }
 
@@ -61,6 +57,7 @@ impl Supervisor {
             warn!(%error, "channels cannot be read yet, trying again");
             tokio::time::sleep(RETRY_DELAY).await;
         }
+        self.elsewhere.follow();
         self.ready.send_replace(true);
         loop {
             if let Err(error) = self.catch_up(&mut seen).await {
@@ -68,6 +65,7 @@ impl Supervisor {
                 tokio::time::sleep(RETRY_DELAY).await;
                 continue;
             }
+            self.elsewhere.follow();
             tokio::select! {
                 changed = newest.changed() => {
                     if changed.is_err() {
@@ -179,7 +177,7 @@ impl Supervisor {
         self.shared.channels.read().get(&id).and_then(|entry| entry.live.clone())
     }
 
-    fn take_live(&self, id: ChannelId) -> Option<Arc<ChannelLive>> {
+    pub(crate) fn take_live(&self, id: ChannelId) -> Option<Arc<ChannelLive>> {
         self.shared.channels.write().get_mut(&id).and_then(|entry| entry.live.take())
     }
 
@@ -279,12 +277,17 @@ impl Supervisor {
 
     /// Closes a channel's listeners, then asks its connections to end.
     async fn close(&self, live: &Arc<ChannelLive>, code: CloseCode) {
+        self.stop_listening(live, code).await;
+        live.close_all(code);
+    }
+
+    /// Closes a channel's listeners.
+    pub(crate) async fn stop_listening(&self, live: &Arc<ChannelLive>, code: CloseCode) {
         live.stop.cancel();
         live.listening.close();
         if timeout(CLOSE_WAIT, live.listening.wait()).await.is_err() {
             warn!(channel = %live.id, "an event loop holds on to a listener");
         }
-        live.close_all(code);
         info!(channel = %live.settings().name, address = %live.address, code = code.name(), "stopped listening");
         self.log(live, Line::new("stopped").close(code));
     }

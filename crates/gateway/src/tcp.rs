@@ -191,6 +191,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Serving<S> {
 
     async fn serve(&mut self) -> End {
         loop {
+            if let Some(code) = self.closing() {
+                return End::new(code, "");
+            }
             match self.wait().await {
                 Waited::Bytes(count) => {
                     if let Some(end) = self.note_received(count) {
@@ -213,10 +216,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Serving<S> {
                 }
                 Waited::Failed(error) => return network(&error),
                 Waited::Asked => {
-                    if let Some(code) = self.connection.closing() {
-                        return End::new(code, "");
-                    }
-                    if self.connection.take_refresh()
+                    if self.closing().is_none()
+                        && self.connection.take_refresh()
                         && let Some(end) = Box::pin(self.refresh()).await
                     {
                         return end;
@@ -238,13 +239,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Serving<S> {
         }
     }
 
+    /// Why the connection is to be closed now, if it is.
+    fn closing(&self) -> Option<CloseCode> {
+        let code = self.connection.closing()?;
+        (!self.finishes(code)).then_some(code)
+    }
+
+    /// Whether it first finishes what is begun, since the gateway drains: the answer to a command, or a frame.
+    fn finishes(&self, code: CloseCode) -> bool {
+        let begun = self.awaited.is_pending() || self.partial_since.is_some();
+        code == CloseCode::Shutdown
+            && self.device.is_some()
+            && begun
+            && self.shared.drain.get().is_some_and(|until| Instant::now() < *until)
+    }
+
     /// Waits for whatever comes first. Bytes that were read are in the session already.
     async fn wait(&mut self) -> Waited {
         let deadline = self.deadline();
         let Self { connection, commands, awaited, io, session, first, .. } = self;
         let command = async {
             match commands {
-                Some(commands) if awaited.is_free() => {
+                // One that is about to end takes no more.
+                Some(commands) if awaited.is_free() && connection.closing().is_none() => {
                     commands.dispatches.recv().await.map(Box::new)
                 }
                 _ => pending().await,
@@ -279,6 +296,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Serving<S> {
         }
         if let Some(awaited) = self.awaited.deadline() {
             deadline = deadline.min(awaited);
+        }
+        if self.connection.closing().is_some()
+            && let Some(until) = self.shared.drain.get()
+        {
+            deadline = deadline.min(*until);
         }
         deadline
     }
@@ -415,7 +437,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Serving<S> {
                         End::new(CloseCode::DeviceClosed, "the connection changed its device");
                     self.release(&end).await;
                     let handle = self.shared.attach(&self.channel, &self.connection, &device).await;
-                    self.commands = Some(handle);
+                    self.commands = handle;
                 }
                 self.session.login_accepted(&device.settings);
                 self.device = Some(device);
@@ -496,19 +518,39 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Serving<S> {
 
     async fn write(&mut self, bytes: &[u8]) -> Result<(), End> {
         let limit = self.shared.config.write_timeout;
-        let io = &mut self.io;
+        let Self { io, connection, .. } = self;
         let written = timeout(limit, async {
             io.write_all(bytes).await?;
             io.flush().await
         });
-        match written.await {
-            Ok(Ok(())) => {
+        let mut written = std::pin::pin!(written);
+        let mut asked = false;
+        let outcome = loop {
+            tokio::select! {
+                biased;
+                outcome = &mut written => break Some(outcome),
+                () = connection.asked() => asked = true,
+            }
+            // A peer that does not read any more, since it is connected elsewhere, keeps nobody waiting.
+            if connection.closing().is_some() {
+                break timeout(LINGER, written).await.ok();
+            }
+        };
+        if asked {
+            connection.ask_again();
+        }
+        match outcome {
+            Some(Ok(Ok(()))) => {
                 self.connection.note_sent(bytes.len());
                 self.shared.metrics.sent_bytes.increment(bytes.len() as u64);
                 Ok(())
             }
-            Ok(Err(error)) => Err(network(&error)),
-            Err(_) => Err(End::new(CloseCode::WriteTimeout, "")),
+            Some(Ok(Err(error))) => Err(network(&error)),
+            Some(Err(_)) => Err(End::new(CloseCode::WriteTimeout, "")),
+            None => {
+                let code = self.connection.closing().unwrap_or(CloseCode::WriteTimeout);
+                Err(End::new(code, "what was to be sent could not be"))
+            }
         }
     }
 

@@ -296,7 +296,7 @@ impl Worker {
                 channel: Arc::clone(channel),
                 udp: Arc::clone(&udp),
                 device: Arc::clone(&device),
-                commands: Some(handle),
+                commands: handle,
                 answered,
                 awaited: Awaited::default(),
             };

@@ -29,7 +29,7 @@ fn world(protocol: &str) -> World {
         commands: Arc::new(LocalCommands::new(registry, clock.clone())),
         clock: clock.clone(),
     };
-    let shared = Arc::new(Shared::new(GatewayConfig::default(), Ingest::new(platform)));
+    let shared = Arc::new(Shared::new(GatewayConfig::default(), Ingest::new(platform), None));
     let settings = serde_json::from_value(serde_json::json!({
         "id": ChannelId::new(clock.now(), clock.random()),
         "account": AccountId::new(clock.now(), clock.random()),

@@ -13,6 +13,7 @@ mod fleet;
 mod hostile;
 mod identity;
 mod live;
+mod nodes;
 mod sessions;
 mod transport;
 
