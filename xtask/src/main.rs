@@ -1,6 +1,7 @@
-//! Automation of the repository: `cargo xtask up|test|bench|codegen`.
+//! Automation of the repository: `cargo xtask up|cluster|test|bench|codegen`.
 
 mod bench;
+mod cluster;
 mod codegen;
 mod console;
 mod packages;
@@ -19,6 +20,7 @@ const HELP: &str = "\
 cargo xtask COMMAND
 
   up [ARGS…]         build everything and start Fieldline; ARGS go to `fieldline up` (try --demo)
+  cluster            start servers, three nodes and a fleet on this machine, to look at and to break
   test [STEP…]       run every check and test, or only the steps named
   bench [NAME…]      run the measurements of bench/, or only those named
   codegen [--check]  write what is generated from code; --check fails if it differs
@@ -32,10 +34,11 @@ fn main() -> ExitCode {
         None => ("help", [].as_slice()),
     };
     // What builds the program needs.
-    let builds = ["up", "test", "bench", "codegen"].contains(&command);
+    let builds = ["up", "cluster", "test", "bench", "codegen"].contains(&command);
     let ready = if builds { packages::ensure(packages::FOR_BUILD) } else { Ok(()) };
     let result = ready.and_then(|()| match command {
         "up" => up(rest),
+        "cluster" => cluster::start(),
         "test" => tests::run_steps(rest),
         "bench" => bench::run_all(rest),
         "codegen" => codegen::run(rest.iter().any(|arg| arg == "--check")),
