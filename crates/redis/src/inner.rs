@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use fieldline_contracts::history::History;
@@ -24,12 +25,21 @@ use crate::waiting::{HeldConnections, Waiting};
 
 /// Most values that one call of a script takes: Lua has a bound on what it unpacks.
 pub(crate) const VALUES_MAX: usize = 500;
+/// Most threads that have a connection of their own; others share one.
+const LOCAL_MAX: usize = 16;
 /// Longest that a pipeline of the background may take.
 pub(crate) const BULK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The connection that reads and writes go by, and what may be believed.
 pub(crate) struct Link {
     pub(crate) connection: Option<MultiplexedConnection>,
+    /// Where its task runs: calls from there need no other.
+    pub(crate) home: Option<ThreadId>,
+    /// Connections of other threads, so that an answer does not have to wake two; `None` while one
+    /// is being made, or could not be.
+    pub(crate) local: HashMap<ThreadId, Option<MultiplexedConnection>>,
+    /// The process that they all lead to.
+    pub(crate) run_id: String,
     /// Counts connections: an error of an earlier one says nothing of this.
     pub(crate) serial: u64,
     /// Whether calls are made at all; if not they fail at once.
@@ -62,6 +72,8 @@ pub(crate) struct OwnStatus {
 pub(crate) type OwnStatuses = HashMap<(AccountId, String), OwnStatus>;
 
 pub(crate) struct Inner {
+    /// Itself, for what it has done elsewhere.
+    pub(crate) me: Weak<Inner>,
     pub(crate) config: RedisConfig,
     pub(crate) client: Client,
     pub(crate) address: String,
@@ -91,42 +103,73 @@ pub(crate) struct Call {
 }
 
 impl Inner {
+    /// A connection for one call by this thread, if calls are let through and `wanted` is there.
+    fn call<T>(&self, wanted: impl FnOnce(&Link) -> Option<T>) -> Result<(Call, T), StateError> {
+        let thread = std::thread::current().id();
+        let link = self.link.read();
+        let unavailable = || StateError::Unavailable(link.reason.to_string());
+        let shared = link.connection.as_ref().filter(|_| link.open).ok_or_else(unavailable)?;
+        let wanted = wanted(&link).ok_or_else(unavailable)?;
+        let own = if link.home == Some(thread) { Some(&None) } else { link.local.get(&thread) };
+        let connection = own.and_then(Option::as_ref).unwrap_or(shared).clone();
+        let call = Call { connection, serial: link.serial };
+        if own.is_none() && link.local.len() < LOCAL_MAX {
+            drop(link);
+            self.connect_here(thread, call.serial);
+        }
+        Ok((call, wanted))
+    }
+
+    /// Makes a connection whose task runs where this is called; until it is there the shared one does.
+    fn connect_here(&self, thread: ThreadId, serial: u64) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        {
+            let mut link = self.link.write();
+            if link.serial != serial || link.local.insert(thread, None).is_some() {
+                return;
+            }
+        }
+        let me = self.me.clone();
+        runtime.spawn(async move {
+            let Some(inner) = me.upgrade() else { return };
+            let nobody = None::<fn(redis::PushInfo) -> Result<(), ()>>;
+            let made = crate::connect::connect(&inner.client, &inner.scripts, nobody).await;
+            let mut link = inner.link.write();
+            match made {
+                Ok(made) if link.serial == serial && made.run_id == link.run_id => {
+                    if let Some(place) = link.local.get_mut(&thread) {
+                        *place = Some(made.connection);
+                    }
+                }
+                Ok(_) => {}
+                // The shared one goes on; when it does not, the monitor says why.
+                Err(error) => tracing::debug!(%error, "a thread has no connection of its own"),
+            }
+        });
+    }
+
     /// A connection to write by.
     pub(crate) fn writable(&self) -> Result<Call, StateError> {
-        let link = self.link.read();
-        match &link.connection {
-            Some(connection) if link.open => {
-                Ok(Call { connection: connection.clone(), serial: link.serial })
-            }
-            _ => Err(StateError::Unavailable(link.reason.to_string())),
-        }
+        Ok(self.call(|_| Some(()))?.0)
     }
 
     /// A connection to read last values by, and the generation that is the truth.
     pub(crate) fn readable(&self) -> Result<(Call, Arc<[u8]>), StateError> {
-        let link = self.link.read();
-        match (&link.connection, &link.generation) {
-            (Some(connection), Some(generation)) if link.open => {
-                let call = Call { connection: connection.clone(), serial: link.serial };
-                Ok((call, Arc::clone(generation)))
-            }
-            _ => Err(StateError::Unavailable(link.reason.to_string())),
-        }
+        self.call(|link| link.generation.clone())
     }
 
     /// A connection to read presence and status by, and the memory that is the truth.
     pub(crate) fn settled(&self) -> Result<(Call, Arc<[u8]>), StateError> {
-        let link = self.link.read();
-        match (&link.connection, &link.settled) {
-            (Some(connection), Some(since)) if link.open => {
-                let call = Call { connection: connection.clone(), serial: link.serial };
-                Ok((call, Arc::clone(since)))
+        self.call(|link| link.settled.clone()).map_err(|error| {
+            let link = self.link.read();
+            match link.open && link.settled.is_none() {
+                true => StateError::Unavailable(
+                    "Redis lost its memory; nodes tell their connections and status again"
+                        .to_owned(),
+                ),
+                false => error,
             }
-            (_, None) if link.open => Err(StateError::Unavailable(
-                "Redis lost its memory; nodes tell their connections and status again".to_owned(),
-            )),
-            _ => Err(StateError::Unavailable(link.reason.to_string())),
-        }
+        })
     }
 
     /// Waits for an answer as long as a caller may wait. A failure closes the link until the
@@ -165,6 +208,8 @@ impl Inner {
             }
             link.open = false;
             link.reason = reason.into();
+            // The monitor looks at the shared one only.
+            link.local.clear();
         }
         self.wake.notify_one();
     }

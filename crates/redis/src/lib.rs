@@ -94,7 +94,8 @@ impl RedisState {
         }
         let address = info.addr().to_string();
         let client = Client::open(info).map_err(|error| connect::in_words(&address, &error))?;
-        let inner = Inner {
+        let inner = Arc::new_cyclic(|me| Inner {
+            me: me.clone(),
             keys: Keys::new(&config.prefix),
             config,
             client,
@@ -105,6 +106,9 @@ impl RedisState {
             incarnation: format!("{:016x}", rand::random::<u64>()),
             link: RwLock::new(Link {
                 connection: None,
+                home: None,
+                local: std::collections::HashMap::new(),
+                run_id: String::new(),
                 serial: 0,
                 open: false,
                 generation: None,
@@ -117,8 +121,7 @@ impl RedisState {
             mirrors: RwLock::default(),
             wake: Notify::new(),
             looked: watch::Sender::new(()),
-        };
-        let inner = Arc::new(inner);
+        });
         let mut monitor = Monitor::new(Arc::clone(&inner));
         // The first look here: what is wrong with the settings ends the start.
         monitor.look().await.map_err(ConnectError)?;
@@ -171,6 +174,7 @@ impl RedisState {
         let mut link = self.inner.link.write();
         link.open = false;
         link.connection = None;
+        link.local.clear();
         link.reason = "this node is shutting down".into();
         drop(link);
         self.inner.mirrors.read().values().for_each(|mirror| mirror.table.close());

@@ -172,6 +172,7 @@ impl Monitor {
         let serial = {
             let mut link = inner.link.write();
             link.connection = None;
+            link.local.clear();
             link.open = false;
             link.generation = None;
             link.serial += 1;
@@ -198,7 +199,10 @@ impl Monitor {
             self.run_id = data.run_id;
         }
         self.control = Some(control.connection);
-        inner.link.write().connection = Some(data.connection);
+        let mut link = inner.link.write();
+        link.connection = Some(data.connection);
+        link.home = Some(std::thread::current().id());
+        link.run_id.clone_from(&self.run_id);
         Ok((serial, false))
     }
 
