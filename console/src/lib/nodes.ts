@@ -42,7 +42,7 @@ export const CHANGES_MAX = 500;
 /** Keys that change hands together, between the same two, are one line from this number on. */
 export const TOGETHER_MIN = 4;
 /** Most keys that such a line names. */
-export const NAMED_MAX = 200;
+export const NAMED_MAX = 100;
 /** How the server begins the sentence that it could not ask who owns what. */
 const HELD_UNKNOWN = 'what is owned is not known';
 
