@@ -5,4 +5,4 @@ source "$(dirname "$0")/lib.sh"
 machine
 start_postgres
 DATABASE="host=$PGHOST port=$PGPORT user=postgres dbname=postgres" \
-    cargo run --quiet --release --package fieldline-postgres --example ingest_bench
+    cargo run --quiet --release --package fieldline-postgres --example postgres_ingest

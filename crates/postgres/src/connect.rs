@@ -50,10 +50,13 @@ impl Servers {
         let wrong = |text: String| ConnectError::Settings(text);
         // Not its own words: they may quote the password.
         let config: Config = settings.url.parse().map_err(|_| {
-            wrong(
+            wrong(if settings.url.contains("sslmode=verify") {
+                "`url` may say sslmode=require; with `tls.ca` the server is always verified"
+                    .to_owned()
+            } else {
                 "`url` is no PostgreSQL URL: it looks like postgres://user:password@host/database"
-                    .to_owned(),
-            )
+                    .to_owned()
+            })
         })?;
         let tls = settings.tls.as_ref().map(Tls::new).transpose()?;
         if tls.is_none() && config.get_ssl_mode() == SslMode::Require {

@@ -13,7 +13,8 @@ use serde::Deserialize;
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Where it is, as PostgreSQL's own programs take it; several servers are tried in turn until one
-    /// takes writes: `postgres://fieldline:SECRET@db1:5432,db2:5432,db3:5432/fieldline`.
+    /// takes writes: `postgres://fieldline:SECRET@db1:5432,db2:5432,db3:5432/fieldline`. Without a user, it is
+    /// `postgres`; without a database, the one named like the user.
     pub url: String,
     /// The schema that holds the tables; made if it is not there. Lower-case letters, digits and `_`.
     pub schema: String,
@@ -29,7 +30,6 @@ pub struct Settings {
     pub writers: u16,
     /// Most bytes of messages that wait for the writers; appends beyond it are refused as busy.
     /// At least 1 MiB.
-    #[serde(rename = "queue_bytes_max")]
     pub queue_bytes_max: u32,
     /// Longest that one statement may take, and how long a node that stands still may hold up the others.
     /// At least 100 ms.

@@ -119,6 +119,7 @@ impl Writer {
         let deadline = oldest + self.shared.append_timeout;
         let mut sent: Option<Sent> = None;
         let mut pause = Duration::from_millis(20);
+        let mut tries = 0_u32;
         loop {
             let fault = match self.attempt(group, deadline, &mut sent).await {
                 Ok(done) => {
@@ -128,9 +129,13 @@ impl Writer {
                 }
                 Err(fault) => fault,
             };
-            let text = fault.to_string();
-            self.shared.trouble.note(self.number, &self.shared.now(), &text);
-            match fault.verdict() {
+            let (text, verdict) = (fault.to_string(), fault.verdict());
+            // Two that met are no trouble yet.
+            if tries > 0 || !matches!(verdict, Verdict::Again | Verdict::NoTable) {
+                self.shared.trouble.note(self.number, &self.shared.now(), &text);
+            }
+            tries += 1;
+            match verdict {
                 Verdict::Full => return Err(HistoryError::Full(text)),
                 Verdict::Final => return Err(HistoryError::Failed(text)),
                 Verdict::Again | Verdict::NoTable | Verdict::Lost => {}

@@ -119,6 +119,7 @@ async fn wrong_settings_are_refused_before_connecting() {
         (Settings::new(""), "`url` is missing"),
         (Settings::new("mysql://x"), "no PostgreSQL URL"),
         (Settings::new("postgres://a@h/x?sslmode=require"), "tls.ca"),
+        (Settings::new("postgres://a@h/x?sslmode=verify-full"), "always verified"),
         (Settings { shards: Some(0), ..Settings::new("postgres://a@h/x") }, "`shards`"),
         (Settings { schema: "a;b".to_owned(), ..Settings::new("postgres://a@h/x") }, "`schema`"),
     ] {
