@@ -1,5 +1,8 @@
 //! Several nodes over real servers, any of which may die.
 
+#[path = "balancer.rs"]
+mod balancer;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 

@@ -35,7 +35,7 @@ url = {{ required "servers.postgres is missing: the URL of the database, or name
 [redis]
 url = {{ required "servers.redis is missing: the URL of Redis, or name an existingSecret" .Values.servers.redis | toJson }}
 
-[bus]
+[mqtt_bus]
 url = {{ required "servers.bus is missing: the URL of the MQTT broker, or name an existingSecret" .Values.servers.bus | toJson }}
 
 [http]
