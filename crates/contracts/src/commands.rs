@@ -1,9 +1,10 @@
 //! `Commands`: one path for everything that is asked of a device.
 //!
 //! A caller queues a command; the queue is in the `Registry`, so it survives
-//! restarts. The link that holds the device attaches a session and is handed
-//! one command at a time; it reports what became of it. Offline devices get
-//! theirs when they connect, unless it expired first.
+//! restarts, and any node may add to it. The link that holds the device, on
+//! whichever node, attaches a session and is handed one command at a time; it
+//! reports what became of it. Offline devices get theirs when they connect,
+//! unless it expired first.
 
 use async_trait::async_trait;
 use fieldline_model::{AccountId, Command, CommandId, ConnectionId, DeviceId, Params};
@@ -38,7 +39,7 @@ pub enum Outcome {
 /// A command handed to the link that holds its device.
 #[derive(Clone, Debug)]
 pub struct Dispatch {
-    /// The command.
+    /// The command, as it was before this try.
     pub command: Command,
 }
 
@@ -92,7 +93,8 @@ pub trait Commands: Send + Sync + 'static {
         actor: &Actor,
     ) -> Result<Command, CommandError>;
 
-    /// Takes a queued command back.
+    /// Takes a queued command back, from any node: once this returned `Ok` it
+    /// is not sent. One that was taken to be sent is past it.
     ///
     /// # Errors
     ///
@@ -135,7 +137,8 @@ pub trait Commands: Send + Sync + 'static {
         timeout_ms: u64,
     ) -> Result<Command, CommandError>;
 
-    /// Tells that a connection holds a device. An earlier one of the same device is detached.
+    /// Tells that a connection holds a device. An earlier one of the same device is detached; one that another node
+    /// still holds is taken for gone, and so is what it had in flight.
     async fn attach(
         &self,
         account: AccountId,
@@ -152,6 +155,6 @@ pub trait Commands: Send + Sync + 'static {
         outcome: Outcome,
     );
 
-    /// Drops what has expired; called every second by the program.
+    /// Drops what has expired; called every second by the program, on every node.
     async fn expire(&self);
 }

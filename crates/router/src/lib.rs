@@ -17,6 +17,7 @@ mod index;
 mod queue;
 mod requests;
 mod upkeep;
+mod write;
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,8 @@ use fieldline_model::{Command, CommandId, CommandStatus};
 use tokio::sync::watch;
 
 use crate::LocalCommands;
-use crate::queue::{Inner, Key, status_name};
+use crate::queue::{Inner, Key};
+use crate::write::status_name;
 
 /// Times that a cancel reads a command again that others change.
 const CANCEL_TRIES: u32 = 20;

@@ -546,3 +546,59 @@ async fn whatever_moves_no_command_is_lost_or_doubled() {
         }
     }
 }
+
+/// A node may send right after the device was attached elsewhere, and die before a word of it is written.
+#[tokio::test(start_paused = true)]
+async fn what_a_dead_node_sent_at_the_last_moment_is_taken_up_in_the_end() {
+    let two = two().await;
+    let (_, mut old_session) = two.attach(&two.a, 1).await;
+    let (connection, mut session) = two.attach(&two.b, 2).await;
+    // The new holder is not as fast.
+    two.moods[1].away.store(true, Ordering::Relaxed);
+    let (command, behind) =
+        (two.submit(&two.a, "a", 3_600).await, two.submit(&two.a, "b", 3_600).await);
+    assert_eq!(next(&mut old_session).await.unwrap().id, command.id);
+    two.moods[0].away.store(true, Ordering::Relaxed);
+    two.moods[1].away.store(false, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    two.b.expire().await;
+    assert!(none_waits(&mut session), "one is on the wire, for all that is known");
+    tokio::time::sleep(Duration::from_secs(180)).await;
+    two.b.expire().await;
+    let again = next(&mut session).await.unwrap();
+    assert_eq!((again.id, again.attempts), (command.id, 1));
+    let answered = Outcome::Answered(String::new());
+    two.report(&two.b, connection, &command, answered).await;
+    assert_eq!(next(&mut session).await.unwrap().id, behind.id);
+}
+
+/// One node may expire what is on the wire of another: its link lets go of it in its own time.
+#[tokio::test]
+async fn a_command_that_another_node_ended_makes_room_when_the_link_lets_go() {
+    let two = two().await;
+    let (connection, mut session) = two.attach(&two.b, 1).await;
+    let (first, second) = (two.submit(&two.a, "a", 10).await, two.submit(&two.a, "b", 600).await);
+    assert_eq!(next(&mut session).await.unwrap().id, first.id);
+    two.report(&two.b, connection, &first, Outcome::Sent).await;
+    two.world.clock.advance_micros(20_000_000);
+    two.a.expire().await;
+    assert_eq!(two.get(&first).await.status, CommandStatus::Expired);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(none_waits(&mut session), "the link still has the first in hand");
+    two.report(&two.b, connection, &first, Outcome::Answered("late".to_owned())).await;
+    assert_eq!(two.get(&first).await.status, CommandStatus::Expired);
+    assert_eq!(next(&mut session).await.unwrap().id, second.id);
+    // And so with one whose device is gone.
+    let World { account, device, ref registry, .. } = two.world;
+    two.report(&two.b, connection, &second, Outcome::Sent).await;
+    let third = two.submit(&two.a, "c", 600).await;
+    registry.delete(account, Kind::Device, device.0, None, &actor()).await.unwrap();
+    two.a.expire().await;
+    for command in [&second, &third] {
+        let failed = two.get(command).await;
+        assert_eq!(failed.error.as_deref(), Some("the device was deleted"));
+    }
+    two.report(&two.b, connection, &second, Outcome::Lost).await;
+    assert!(none_waits(&mut session));
+    assert_eq!(two.get(&second).await.status, CommandStatus::Failed);
+}
