@@ -1,6 +1,7 @@
 #!/bin/sh
 # Shows a failover: three PostgreSQL under Patroni with patroni.yml and one etcd, all on this machine, and a client that
-# writes numbers. The primary is killed, Patroni and all, under load; then the next primary's PostgreSQL alone.
+# writes numbers. The primary is killed, Patroni and all, under load; then the next primary's PostgreSQL alone; then the
+# standby that commits wait for.
 # Prints how long nothing was written, and whether a number is missing whose commit was confirmed.
 # Needs etcd-server, postgresql, patroni and python3-psycopg2; as root it runs PostgreSQL as the user postgres.
 set -eu
@@ -126,6 +127,14 @@ before=$(count)
 kill -KILL "$(head -1 "$work/$killed/data/postmaster.pid")"
 await "numbers after PostgreSQL of the primary died" further
 echo "primary: db-$(primary)"
+
+await "a primary and a synchronous standby" formed
+killed=$(synchronous)
+echo "killing the synchronous standby db-$killed, after $(count) numbers"
+before=$(count)
+kill -KILL "-$(cat "$work/$killed.session")" 2>/dev/null || true
+kill -KILL "$(head -1 "$work/$killed/data/postmaster.pid")"
+await "numbers after the synchronous standby died" further
 
 touch "$work/stop"
 wait $writer
