@@ -17,6 +17,10 @@ etcd --data-dir "$WORK/etcd" --listen-client-urls "$etcd" --advertise-client-url
     --listen-peer-urls "http://127.0.0.1:$peer" --initial-advertise-peer-urls "http://127.0.0.1:$peer" \
     --initial-cluster "default=http://127.0.0.1:$peer" >"$WORK/etcd.log" 2>&1 &
 STOP+=("kill $!")
+broker=$(free_port)
+printf 'listener %s 127.0.0.1\nallow_anonymous true\nuser root\n' "$broker" >"$WORK/mosquitto.conf"
+PATH=$PATH:/usr/sbin mosquitto -c "$WORK/mosquitto.conf" >"$WORK/mosquitto.log" 2>&1 &
+STOP+=("kill $!")
 wait_for Redis redis-cli -p "$port" ping
 wait_for etcd curl -sf "$etcd/health"
 
@@ -31,6 +35,8 @@ etcd = ["$etcd"]
 url = "postgres://postgres@/postgres?host=$PGHOST&port=$PGPORT"
 [redis]
 url = "$redis"
+[mqtt_bus]
+url = "mqtt://127.0.0.1:$broker"
 [http]
 requests_per_s_max = 100000000
 CONF

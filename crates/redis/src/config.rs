@@ -1,5 +1,6 @@
 //! Settings, and what can be wrong with them.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -11,6 +12,9 @@ pub struct RedisConfig {
     /// `redis://[USER][:PASSWORD@]HOST[:PORT][/DB]`; `rediss://` for TLS. One server, or an
     /// address that always leads to the primary; not a Redis Cluster.
     pub url: String,
+    /// PEM file with the certificates of those who sign the server's, for `rediss://`; the machine's
+    /// own if it is not set.
+    pub tls_ca: Option<PathBuf>,
     /// What all keys begin with: several installations may share a server. Letters, digits,
     /// `-`, `_` and `.`.
     pub prefix: String,
@@ -31,6 +35,7 @@ impl Default for RedisConfig {
     fn default() -> Self {
         Self {
             url: "redis://127.0.0.1:6379".to_owned(),
+            tls_ca: None,
             prefix: "fieldline".to_owned(),
             deadline: Duration::from_millis(250),
             node_ttl: Duration::from_secs(5),
@@ -46,10 +51,15 @@ impl RedisConfig {
     ///
     /// The sentences.
     pub fn validate(&self) -> Result<(), Vec<String>> {
-        let Self { url, prefix, deadline, node_ttl, waiting_bytes_max } = self;
+        let Self { url, tls_ca, prefix, deadline, node_ttl, waiting_bytes_max } = self;
         let mut problems = Vec::new();
         if let Err(problem) = crate::connect::info(url) {
             problems.push(problem.to_string());
+        }
+        if tls_ca.is_some() && !url.starts_with("rediss://") {
+            problems.push(
+                "`redis.tls_ca` is set, and `redis.url` is without TLS: write rediss://".to_owned(),
+            );
         }
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if !(1..=64).contains(&prefix.len()) || !prefix.chars().all(plain) {

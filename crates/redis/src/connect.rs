@@ -1,11 +1,12 @@
 //! Connections: made, looked at before they are trusted, and what is wrong with them in words.
 
+use std::path::Path;
 use std::time::Duration;
 
 use redis::aio::{AsyncPushSender, MultiplexedConnection};
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
-    ProtocolVersion, RedisError, ServerErrorKind,
+    ProtocolVersion, RedisError, ServerErrorKind, TlsCertificates,
 };
 use tokio::time::timeout;
 
@@ -42,6 +43,25 @@ pub(crate) fn info(url: &str) -> Result<ConnectionInfo, ConnectError> {
     }
     let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
     Ok(info.set_redis_settings(settings))
+}
+
+/// A client that trusts whom it is told to.
+pub(crate) fn client(info: ConnectionInfo, tls_ca: Option<&Path>) -> Result<Client, ConnectError> {
+    let address = info.addr().to_string();
+    let client = match tls_ca {
+        None => Client::open(info),
+        Some(path) => {
+            let read = std::fs::read(path).map_err(|error| {
+                let path = path.display();
+                ConnectError(format!(
+                    "`redis.tls_ca` names `{path}`, which cannot be read: {error}"
+                ))
+            });
+            let tls = TlsCertificates { client_tls: None, root_cert: Some(read?) };
+            Client::build_with_tls(info, tls)
+        }
+    };
+    client.map_err(|error| in_words(&address, &error))
 }
 
 /// Connects, looks whether the server can be relied on, and loads the scripts.
@@ -149,6 +169,12 @@ pub(crate) fn in_words(address: &str, error: &RedisError) -> ConnectError {
         }
         ErrorKind::Io if error.is_connection_dropped() => format!(
             "what listens at {address} closed the connection: look into its log, or correct `redis.url`"
+        ),
+        ErrorKind::Io if error.to_string().contains("certificate") => format!(
+            "Redis at {address} shows a certificate that is not trusted ({error}): set `redis.tls_ca` to who signed it, and let `redis.url` have the name that it is for"
+        ),
+        ErrorKind::Io if error.to_string().contains("corrupt message") => format!(
+            "what listens at {address} does not speak TLS: write redis:// in `redis.url`, or its port with TLS"
         ),
         ErrorKind::Io => format!(
             "Redis at {address} cannot be reached ({error}): look at the network and `redis.url`"

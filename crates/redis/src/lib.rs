@@ -39,7 +39,6 @@ use std::time::Duration;
 
 use fieldline_contracts::History;
 use parking_lot::{Mutex, RwLock};
-use redis::Client;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -93,7 +92,7 @@ impl RedisState {
             }
         }
         let address = info.addr().to_string();
-        let client = Client::open(info).map_err(|error| connect::in_words(&address, &error))?;
+        let client = connect::client(info, config.tls_ca.as_deref())?;
         let inner = Arc::new_cyclic(|me| Inner {
             me: me.clone(),
             keys: Keys::new(&config.prefix),

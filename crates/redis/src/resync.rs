@@ -64,7 +64,8 @@ async fn attempt(inner: &Arc<Inner>) -> Result<bool, String> {
     let connected = connect(&inner.client, &inner.scripts, nobody).await;
     let connected = connected.map_err(|error| error.to_string())?;
     let token = format!("{:032x}", rand::random::<u128>());
-    let generation = format!("{token}:{}", connected.run_id);
+    // At most 64 bytes: with a longer field Redis would keep every device in twice the memory.
+    let generation = format!("{:016x}:{}", rand::random::<u64>(), connected.run_id);
     let mut work = Work { inner, connection: connected.connection, token };
     let keys = &inner.keys;
     let names = [&keys.lock, &keys.marker, &keys.stale, &keys.mended, &keys.lost];
