@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use fieldline_contracts::registry::RegistryExt;
 use fieldline_contracts::{
-    ChannelControl, Clock, Commands, MemoryBus, MemoryState, NewCommand, Platform, SystemClock,
+    Bus, ChannelControl, Clock, Commands, History, MemoryBus, MemoryState, NewCommand, Platform,
+    Registry, State, SystemClock,
 };
 use fieldline_gateway::{Drained, Gateway, GatewayConfig};
 use fieldline_ingest::{Ingest, stored_event};
@@ -14,7 +15,10 @@ use fieldline_model::{
     AccountId, Channel, ChannelId, Command, CommandStatus, Device, EventKind, Params, SeriesKind,
     Stored, Transport, Value,
 };
+use fieldline_mqtt_bus::{MqttBus, MqttBusConfig};
+use fieldline_redis::{RedisConfig, RedisState};
 use fieldline_router::LocalCommands;
+use fieldline_testkit::servers::{Mosquitto, Postgres, Redis};
 use fieldline_testkit::teltonika::{self, FromServer};
 use fieldline_testkit::{MemoryRegistry, ScriptedHistory};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -35,10 +39,17 @@ struct Node {
     address: SocketAddr,
 }
 
+/// What a node has of what they share.
+struct Backends {
+    registry: Arc<dyn Registry>,
+    state: Arc<dyn State>,
+    bus: Arc<dyn Bus>,
+}
+
 /// Nodes that share all that is kept, as in a cluster.
 struct Nodes {
     account: AccountId,
-    registry: Arc<MemoryRegistry>,
+    registry: Arc<dyn Registry>,
     history: Arc<ScriptedHistory>,
     channel: Channel,
     nodes: Vec<Node>,
@@ -46,10 +57,20 @@ struct Nodes {
 
 impl Nodes {
     async fn start(count: usize, transport: Transport, config: GatewayConfig) -> Self {
-        let clock = Arc::new(SystemClock);
-        let registry = Arc::new(MemoryRegistry::new(clock.clone()));
-        let history = Arc::new(ScriptedHistory::new());
+        let registry = Arc::new(MemoryRegistry::new(Arc::new(SystemClock)));
         let (state, bus) = (Arc::new(MemoryState::new()), Arc::new(MemoryBus::new()));
+        let backends = (0..count).map(|_| Backends {
+            registry: registry.clone(),
+            state: state.clone(),
+            bus: bus.clone(),
+        });
+        Self::over(backends.collect(), transport, config).await
+    }
+
+    /// A node over each of `backends`.
+    async fn over(backends: Vec<Backends>, transport: Transport, config: GatewayConfig) -> Self {
+        let clock = Arc::new(SystemClock);
+        let history = Arc::new(ScriptedHistory::new());
         let account = AccountId::new(clock.now(), clock.random());
         let channel: Channel = serde_json::from_value(serde_json::json!({
             "id": ChannelId::new(clock.now(), clock.random()), "account": account, "name": "trackers",
@@ -57,15 +78,16 @@ impl Nodes {
             "enabled": true, "auto_register": true, "created_at": clock.now(),
         }))
         .unwrap();
+        let registry = backends[0].registry.clone();
         registry.create_object(account, &channel, &actor()).await.unwrap();
         let mut nodes = Vec::new();
-        for number in 0..count {
+        for (number, Backends { registry, state, bus }) in backends.into_iter().enumerate() {
             let commands = LocalCommands::new(registry.clone(), clock.clone());
             let platform = Platform {
-                registry: registry.clone(),
+                registry,
                 history: history.clone(),
-                state: state.clone(),
-                bus: bus.clone(),
+                state,
+                bus,
                 commands: Arc::new(commands.clone()),
                 clock: clock.clone(),
             };
@@ -269,10 +291,42 @@ async fn a_device_over_udp_is_held_by_the_node_that_heard_it_last() {
 #[tokio::test]
 async fn commands_follow_a_device_that_goes_to_and_fro() {
     let nodes = Nodes::start(2, Transport::Tcp, config()).await;
+    to_and_fro(&nodes, 50).await;
+    nodes.stop_all().await;
+}
+
+/// The same over PostgreSQL, Redis and an MQTT broker, each node with connections of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_real_servers_it_is_the_same() {
+    let (postgres, redis, broker) = (Postgres::start(), Redis::start(), Mosquitto::start());
+    let clock = Arc::new(SystemClock);
+    let history: Arc<dyn History> = Arc::new(ScriptedHistory::new());
+    let mut backends = Vec::new();
+    for number in 0..2 {
+        let settings = fieldline_postgres::Settings::new(postgres.url());
+        let registry = fieldline_postgres::PostgresRegistry::connect(&settings, clock.clone());
+        let config = RedisConfig { url: redis.url(), ..RedisConfig::default() };
+        let name = format!("node-{number}");
+        let state = RedisState::connect(config, &name, history.clone()).await.unwrap();
+        assert!(state.ready(SOON).await, "{:?}", state.problems());
+        let url = format!("mqtt://127.0.0.1:{}", broker.port());
+        let config = MqttBusConfig { url, ..MqttBusConfig::default() };
+        let bus = MqttBus::connect(config, clock.clone()).await.unwrap();
+        let registry = Arc::new(registry.await.unwrap());
+        backends.push(Backends { registry, state: Arc::new(state), bus: Arc::new(bus) });
+    }
+    let nodes = Nodes::over(backends, Transport::Tcp, config()).await;
+    let began = Instant::now();
+    to_and_fro(&nodes, 20).await;
+    println!("20 rounds over real servers took {:?}", began.elapsed());
+    nodes.stop_all().await;
+}
+
+async fn to_and_fro(nodes: &Nodes, rounds: usize) {
     let mut stream = login(nodes.nodes[0].address, IMEI).await;
     let device = nodes.device(IMEI).await;
     let mut commands = Vec::new();
-    for round in 0..50_usize {
+    for round in 0..rounds {
         let text = format!("command {round}");
         // Queued on either node, whichever holds the device.
         commands.push(nodes.submit((round / 2) % 2, &device, &text).await);
@@ -293,7 +347,6 @@ async fn commands_follow_a_device_that_goes_to_and_fro() {
     nodes.counts_are(&[1, 0]).await;
     assert!(crate::is_silent(&mut stream).await, "nothing is sent twice");
     assert!(nodes.presence_events().await.iter().all(|kind| *kind == EventKind::Online));
-    nodes.stop_all().await;
 }
 
 /// The device reconnects again and again without waiting for anything, on both nodes at once.
