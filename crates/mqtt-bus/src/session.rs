@@ -54,14 +54,23 @@ pub(crate) struct Session {
     /// What was sent and is not acknowledged, oldest first.
     sent: VecDeque<Sent>,
     sent_bytes: usize,
+    /// What was sent on an earlier connection, after all of `sent`, and has no room on this one yet.
+    again: VecDeque<Sent>,
     packet_id: u16,
-    /// What the broker was asked for, and whether it has confirmed.
-    subscribed: HashMap<AccountId, bool>,
+    /// What the broker was asked for.
+    subscribed: HashMap<AccountId, Asked>,
     /// SUBSCRIBEs without an answer.
     asked: HashMap<u16, Vec<AccountId>>,
     retry_at: Option<Instant>,
     heard: HashMap<AccountId, Heard>,
     garbage_was_said: bool,
+}
+
+/// A subscription at the broker.
+struct Asked {
+    /// Of the packet that asked for it.
+    id: u16,
+    confirmed: bool,
 }
 
 struct Sent {
@@ -85,6 +94,15 @@ struct Link {
     pinged_at: Instant,
 }
 
+impl Link {
+    /// Whether the broker takes a publication as large.
+    fn takes(&self, topic: &Bytes, payload: &Bytes) -> bool {
+        // 16 bytes are more than the header and the lengths take.
+        let bytes = topic.len() + payload.len() + 16;
+        bytes <= self.packet_bytes_max && payload.len() <= encoding::PAYLOAD_BYTES_MAX
+    }
+}
+
 /// Why a connection ended; none if it was told to.
 type Lost = ControlFlow<Option<String>>;
 
@@ -100,6 +118,7 @@ impl Session {
             clock,
             sent: VecDeque::new(),
             sent_bytes: 0,
+            again: VecDeque::new(),
             packet_id: 0,
             subscribed: HashMap::new(),
             asked: HashMap::new(),
@@ -232,8 +251,7 @@ impl Session {
 
     /// Begins a connection: what was sent on the last one and not acknowledged comes first, in order.
     fn resume(&mut self, session_present: bool, link: &mut Link) {
-        let now = Instant::now();
-        // What the broker forgot of us is asked for anew.
+        // What has no answer is asked for anew.
         for account in self.asked.drain().flat_map(|(_, accounts)| accounts) {
             self.subscribed.remove(&account);
             self.shared.interests.again(account);
@@ -244,18 +262,29 @@ impl Session {
         }
         // First, so that what others send from now on is not missed longer than it must.
         self.listen(link);
-        let mut unsent = VecDeque::with_capacity(self.sent.len());
-        for mut one in std::mem::take(&mut self.sent) {
-            // An acknowledgement before that of an older one: the broker has it.
-            if one.acknowledged {
-                self.sent_bytes -= one.payload.len();
+        // An acknowledgement before that of an older one: the broker has it.
+        let unsent = self.sent.drain(..).filter(|one| !one.acknowledged);
+        let unsent: VecDeque<Sent> = unsent.chain(self.again.drain(..)).collect();
+        self.again = unsent;
+        self.sent_bytes = 0;
+        self.send_again(session_present, link);
+    }
+
+    /// Sends again what was sent before, as far as there is room; whether that is all.
+    fn send_again(&mut self, session_present: bool, link: &mut Link) -> bool {
+        while self.has_room(link) {
+            let Some(mut one) = self.again.pop_front() else { return true };
+            // The broker came back with other settings.
+            if !link.takes(&one.topic, &one.payload) {
+                self.too_large(one.items, &one.topic);
                 continue;
             }
-            one.at = now;
+            one.at = Instant::now();
             put_publish(&mut link.out, &one, session_present);
-            unsent.push_back(one);
+            self.sent_bytes += one.payload.len();
+            self.sent.push_back(one);
         }
-        self.sent = unsent;
+        self.again.is_empty()
     }
 
     fn has_room(&self, link: &Link) -> bool {
@@ -264,27 +293,32 @@ impl Session {
 
     /// Makes ready to be written what waits, as far as there is room.
     fn fill(&mut self, link: &mut Link) {
+        if !self.send_again(false, link) {
+            return;
+        }
         while self.has_room(link) && link.out.len() < OUT_BYTES {
             let Some(ready) = self.shared.queue.pop() else { return };
             let topic = ready.about.topic(&self.shared.prefix);
             let payload = Bytes::from(ready.payload);
-            // 16 bytes are more than the header and the lengths take.
-            if topic.len() + payload.len() + 16 > link.packet_bytes_max
-                || payload.len() > encoding::PAYLOAD_BYTES_MAX
-            {
-                self.shared.metrics.dropped_large.increment(ready.items);
-                self.shared.queue.done(ready.items);
-                debug!(topic, bytes = payload.len(), "too large for the broker, items dropped");
+            let topic = Bytes::from(topic);
+            if !link.takes(&topic, &payload) {
+                self.too_large(ready.items, &topic);
                 continue;
             }
             let id = self.next_id();
-            let topic = Bytes::from(topic);
             let (items, at) = (ready.items, Instant::now());
             let one = Sent { id, topic, payload, items, at, acknowledged: false };
             put_publish(&mut link.out, &one, false);
             self.sent_bytes += one.payload.len();
             self.sent.push_back(one);
         }
+    }
+
+    /// Others see by the numbers that they are missing.
+    fn too_large(&self, items: u64, topic: &Bytes) {
+        self.shared.metrics.dropped_large.increment(items);
+        self.shared.queue.done(items);
+        debug!(?topic, items, "too large for the broker, items dropped");
     }
 
     /// Never one that is on its way: there are far fewer of those than of ids.
@@ -297,7 +331,7 @@ impl Session {
     fn listen(&mut self, link: &mut Link) {
         let (mut come, mut gone) = (Vec::new(), Vec::new());
         for (account, wanted) in self.shared.interests.changes() {
-            match (wanted, self.subscribed.get(&account)) {
+            match (wanted, self.subscribed.get(&account).map(|asked| asked.confirmed)) {
                 (true, None) => come.push(account),
                 // It went and came again before we looked.
                 (true, Some(true)) => {
@@ -330,7 +364,9 @@ impl Session {
         for (accounts, mut subscribe) in come.chunks(FILTERS_MAX).zip(subscribes) {
             subscribe.pkid = self.next_id();
             self.asked.insert(subscribe.pkid, accounts.to_vec());
-            self.subscribed.extend(accounts.iter().map(|account| (*account, false)));
+            let asked =
+                |account: &AccountId| (*account, Asked { id: subscribe.pkid, confirmed: false });
+            self.subscribed.extend(accounts.iter().map(asked));
             put(&mut link.out, &Packet::Subscribe(subscribe));
         }
         for mut unsubscribe in unsubscribes {
@@ -415,12 +451,12 @@ impl Session {
         let Some(accounts) = self.asked.remove(&ack.pkid) else { return };
         let codes = ack.return_codes.iter().map(Some).chain(std::iter::repeat(None));
         for (account, code) in accounts.into_iter().zip(codes) {
+            // It may have gone meanwhile, and come again: then another answer counts.
+            let asked = self.subscribed.get_mut(&account).filter(|asked| asked.id == ack.pkid);
+            let Some(asked) = asked else { continue };
             if let Some(SubscribeReasonCode::Success(_)) = code {
-                // It may have gone meanwhile, and come again under another number.
-                if let Some(confirmed) = self.subscribed.get_mut(&account) {
-                    *confirmed = true;
-                    self.shared.interests.confirm(account, &self.shared.memory);
-                }
+                asked.confirmed = true;
+                self.shared.interests.confirm(account, &self.shared.memory);
                 continue;
             }
             self.subscribed.remove(&account);

@@ -12,6 +12,7 @@ mod faults;
 mod load;
 mod nodes;
 mod partitions;
+mod scripted;
 
 use std::sync::Arc;
 use std::time::Duration;
