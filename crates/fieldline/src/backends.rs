@@ -92,7 +92,8 @@ impl Backends {
         let state = Arc::new(state.map_err(setup)?);
         let bus = MqttBus::connect(config.mqtt_bus.clone(), Arc::clone(&clock)).await;
         let bus = Arc::new(bus.map_err(setup)?);
-        let commands = LocalCommands::new(Arc::clone(&registry), Arc::clone(&clock));
+        let commands = LocalCommands::new(Arc::clone(&registry), Arc::clone(&clock))
+            .with_cluster(Arc::clone(&etcd) as Arc<dyn Cluster>);
         let platform = Platform {
             registry,
             history,
@@ -116,6 +117,11 @@ impl Backends {
     /// The name of this node.
     pub(crate) fn node_name(&self) -> &str {
         &self.node.name
+    }
+
+    /// The name of this node where there may be others.
+    pub(crate) fn name_among_others(&self) -> Option<&str> {
+        matches!(self.engines, Engines::Cluster { .. }).then(|| self.node_name())
     }
 
     /// Tells the other nodes whether this one takes work.

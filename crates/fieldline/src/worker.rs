@@ -206,7 +206,10 @@ async fn serve(all: Serve<'_>) -> Result<(), Failure> {
             connections_max: config.gateway.connections_max.min(shares.gateway),
             ..config.gateway.clone()
         };
-        Gateway::new(gateway_config, ingest.clone())
+        match backends.name_among_others() {
+            Some(node) => Gateway::on_node(gateway_config, ingest.clone(), node),
+            None => Gateway::new(gateway_config, ingest.clone()),
+        }
     });
     if let Some(gateway) = gateway.clone() {
         running.start("gateway", move |stop| async move {

@@ -3,7 +3,10 @@
 #[path = "balancer.rs"]
 mod balancer;
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fieldline_testkit::servers::{Etcd, Mosquitto, Postgres, Redis};
@@ -190,6 +193,78 @@ fn live_items_reach_every_node() {
     }
 }
 
+/// A device is held by one node: where it connects last. What is asked of it on any node reaches it there.
+#[test]
+fn a_device_is_held_by_one_node_and_commanded_from_any() {
+    let world = World::start();
+    let nodes = [world.node(1), world.node(2)];
+    let (id, port) = nodes[0].channel("teltonika", "tcp", json!({}));
+    let held = |node: &Server| {
+        let channel = node.ask("GET", &format!("/api/v1/channels/{id}"), None);
+        channel["status"]["connections"].as_u64().unwrap()
+    };
+    let tracker = |number: usize| {
+        let target = format!("{}:{port}", address(number));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fieldline"));
+        command.args(["simulate", "trackers", "--protocol", "teltonika", "--devices", "1"]);
+        command.args(["--rate", "2", "--seed", "7", "--target", &target]);
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let mut first = tracker(1);
+    wait_for("the device at the first node", || (held(&nodes[0]) == 1).then_some(()));
+    let device = wait_for("the device", || {
+        let devices = nodes[1].list("/api/v1/devices");
+        Some(devices.first()?["id"].as_str()?.to_owned())
+    });
+    let ask = |node: &Server| {
+        let path = format!("/api/v1/devices/{device}/commands?wait_ms=20000");
+        let command = json!({ "name": "text", "params": { "text": "getinfo" } });
+        let answered = node.ask("POST", &path, Some(&command));
+        assert_eq!(answered["status"], "answered", "{answered}");
+    };
+    // The one that holds it, and the other.
+    let began = Instant::now();
+    ask(&nodes[0]);
+    let own = began.elapsed();
+    ask(&nodes[1]);
+    println!("a command was answered in {own:?}, from another node in {:?}", began.elapsed() - own);
+
+    // The first is cut as soon as the second connects; then it comes back, and so on: the newest wins each time.
+    first.kill().unwrap();
+    first.wait().unwrap();
+    wait_for("nobody to hold it", || (held(&nodes[0]) == 0).then_some(()));
+    let silent = TcpStream::connect(format!("{}:{port}", address(1))).unwrap();
+    let login = |mut stream: &TcpStream| {
+        let ident = nodes[0].list("/api/v1/devices")[0]["ident"].as_str().unwrap().to_owned();
+        stream.write_all(&[0, 15]).unwrap();
+        stream.write_all(ident.as_bytes()).unwrap();
+        let mut answer = [0];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(answer, [1]);
+    };
+    login(&silent);
+    let mut second = tracker(2);
+    let began = Instant::now();
+    silent.set_read_timeout(Some(PATIENCE)).unwrap();
+    let read = (&silent).read(&mut [0; 64]);
+    println!("the older connection was closed after {:?}", began.elapsed());
+    assert!(matches!(read, Ok(0)) || read.is_err(), "{read:?}");
+    wait_for("the device at the second node alone", || {
+        (held(&nodes[0]) == 0 && held(&nodes[1]) == 1).then_some(())
+    });
+    // Whether a device is online is told once all nodes have said what they hold.
+    wait_for("the device to be online", || {
+        let found = nodes[0].ask("GET", &format!("/api/v1/devices/{device}"), None);
+        found["online"].as_bool()?.then_some(())
+    });
+    ask(&nodes[0]);
+    second.kill().unwrap();
+    second.wait().unwrap();
+    for node in nodes {
+        node.stop();
+    }
+}
+
 /// What is wrong with the configuration ends the start with a sentence that says what and how to mend it.
 #[test]
 fn a_wrong_configuration_is_said_in_a_sentence() {
@@ -208,7 +283,7 @@ fn a_wrong_configuration_is_said_in_a_sentence() {
     ] {
         let path = world.folder.path().join("wrong.toml");
         std::fs::write(&path, good.replace(from, to)).unwrap();
-        let ended = std::process::Command::new(env!("CARGO_BIN_EXE_fieldline"))
+        let ended = Command::new(env!("CARGO_BIN_EXE_fieldline"))
             .args(["serve", "--node", "wrong", "--http", "127.0.0.1:0", "--mqtt", "127.0.0.1:0"])
             .arg("--config")
             .arg(&path)

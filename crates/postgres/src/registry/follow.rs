@@ -61,12 +61,14 @@ async fn follow(
     let mut trimmed = Instant::now();
     loop {
         // What was changed before we listened, or could not be told, is found here.
+        let told = *newest.borrow();
         let sequence = within(LOOK_MAX, read::newest(link)).await?;
         if *failing {
             *failing = false;
             tracing::info!("changes of other nodes are heard of again");
         }
-        if sequence < *newest.borrow() && !told_back {
+        // What was told meanwhile is newer than the look.
+        if sequence < told && !told_back {
             told_back = true;
             tracing::error!(
                 sequence,
