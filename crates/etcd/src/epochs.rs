@@ -6,11 +6,11 @@
 
 use std::sync::atomic::Ordering;
 
-use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp, TxnOpResponse};
+use etcd_client::{Compare, CompareOp, Error, PutOptions, Txn, TxnOp, TxnOpResponse};
 use fieldline_contracts::Clock;
 use fieldline_model::placement::Epoch;
 
-use crate::Inner;
+use crate::{Inner, REQUEST_MAX};
 
 /// Unix seconds of 2026-01-01.
 const ORIGIN_S: i64 = 1_767_225_600;
@@ -29,10 +29,14 @@ fn minute(clock: &dyn Clock) -> u64 {
 
 impl Inner {
     /// Learns in which minute the keyspace was made; makes it where there is none. True when it is another than was known.
-    pub(crate) async fn read_generation(&self) -> Result<bool, etcd_client::Error> {
+    pub(crate) async fn read_generation(&self) -> Result<bool, Error> {
+        self.ask(REQUEST_MAX, Box::pin(self.ask_generation())).await
+    }
+
+    async fn ask_generation(&self) -> Result<bool, Error> {
         let known = self.generation.load(Ordering::Acquire);
         let new = minute(&*self.clock).max(known + 1);
-        let mut client = self.client.clone();
+        let mut client = self.client();
         let ttl = i64::try_from(self.ttl.as_secs()).unwrap_or(i64::MAX).saturating_add(1);
         // A keyspace that was just made is young for longer than a lease: nobody may claim yet.
         let young = client.lease_grant(ttl, None).await?.id();
@@ -57,7 +61,7 @@ impl Inner {
             });
             stored.ok_or_else(|| {
                 let text = format!("`{key}` holds no number: another program uses this prefix");
-                etcd_client::Error::InvalidArgs(text)
+                Error::InvalidArgs(text)
             })?
         };
         self.generation.store(generation, Ordering::Release);

@@ -4,6 +4,11 @@ use etcd_client::Error;
 use fieldline_contracts::ClusterError;
 use tokio::time::timeout;
 
+/// Status codes of gRPC.
+const UNKNOWN: i32 = 2;
+const DEADLINE_EXCEEDED: i32 = 4;
+const UNAVAILABLE: i32 = 14;
+
 /// Why there is no contact with etcd, and what to do.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -44,7 +49,9 @@ impl ConnectError {
     pub(crate) fn new(places: &str, error: Error) -> Self {
         let places = places.to_owned();
         let remedy = match &error {
-            Error::TransportError(_) | Error::IoError(_) => return Self::Silent { places },
+            Error::TransportError(_) | Error::IoError(_) | Error::Internal(_) => {
+                return Self::Silent { places };
+            }
             Error::InvalidUri(_) | Error::InvalidArgs(_) | Error::EndpointError(_) => {
                 "write each endpoint like http://10.0.0.1:2379"
             }
@@ -67,6 +74,18 @@ impl ConnectError {
             other => other.to_string(),
         };
         Self::Refused { places, reason, remedy }
+    }
+}
+
+/// Whether another member may answer what this one did not.
+pub(crate) fn may_pass(error: &Error) -> bool {
+    match error {
+        Error::TransportError(_) | Error::IoError(_) | Error::Internal(_) => true,
+        // It is what tonic gives where a connection cannot be made.
+        Error::GRpcStatus(status) => {
+            matches!(status.code() as i32, UNKNOWN | UNAVAILABLE | DEADLINE_EXCEEDED)
+        }
+        _ => false,
     }
 }
 

@@ -18,13 +18,13 @@ mod view;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, PutOptions,
-    TlsOptions, Txn, TxnOp,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, Identity,
+    PutOptions, TlsOptions, Txn, TxnOp,
 };
 use fieldline_contracts::{
     Clock, Cluster, ClusterError, Deadline, Holder, Lease, Membership, Node, Peers,
@@ -32,7 +32,7 @@ use fieldline_contracts::{
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use crate::error::ConnectError;
@@ -42,7 +42,11 @@ use crate::keys::{Held, Keys};
 /// Longest that one request may take.
 const REQUEST_MAX: Duration = Duration::from_secs(1);
 /// Longest that the first contact may take.
-const CONNECT_MAX: Duration = Duration::from_secs(5);
+const CONNECT_MAX: Duration = Duration::from_secs(3);
+/// Least time that a member of etcd is asked before another is.
+const CHOICE_MIN: Duration = Duration::from_millis(300);
+/// Wait between two tries of it.
+const CONNECT_AGAIN: Duration = Duration::from_millis(100);
 
 /// Where etcd is and how it is used.
 #[derive(Clone, Debug)]
@@ -89,7 +93,12 @@ pub struct EtcdCluster {
 }
 
 pub(crate) struct Inner {
-    client: Client,
+    /// One for each member of etcd: a client of several would go on giving requests to a dead one.
+    clients: Vec<Client>,
+    /// Which of them is asked.
+    current: AtomicUsize,
+    /// When another was last chosen.
+    chosen: Mutex<Option<Instant>>,
     keys: Keys,
     ttl: Duration,
     clock: Arc<dyn Clock>,
@@ -151,19 +160,26 @@ impl EtcdCluster {
             options = options.with_tls(with);
         }
         let refused = |error| ConnectError::new(&places, error);
-        let connect = async {
-            let client = Client::connect(&config.endpoints, Some(options)).await?;
-            // The connection is made by the first request.
-            let first = GetOptions::new().with_prefix().with_count_only();
-            client.kv_client().get(config.prefix.as_str(), Some(first)).await?;
-            Ok(client)
-        };
-        let client = match timeout(CONNECT_MAX, connect).await {
-            Ok(connected) => connected.map_err(refused)?,
-            Err(_) => return Err(ConnectError::Silent { places }),
-        };
+        let began = Instant::now();
+        let mut clients = Vec::with_capacity(config.endpoints.len());
+        let mut last = None;
+        for endpoint in &config.endpoints {
+            // Where etcd asks for a name this signs in; else the first request connects.
+            let connect = Client::connect([endpoint], Some(options.clone()));
+            match timeout(CONNECT_MAX, connect).await {
+                Ok(Ok(client)) => clients.push(client),
+                Ok(Err(error)) if error::may_pass(&error) => last = Some(error),
+                Ok(Err(error)) => return Err(refused(error)),
+                Err(_) => {}
+            }
+        }
+        if clients.is_empty() {
+            return Err(last.map_or(ConnectError::Silent { places: places.clone() }, refused));
+        }
         let inner = Arc::new(Inner {
-            client,
+            clients,
+            current: AtomicUsize::new(0),
+            chosen: Mutex::new(None),
             keys: Keys::under(&config.prefix),
             ttl: config.ttl.max(Duration::from_secs(2)),
             clock,
@@ -180,13 +196,48 @@ impl EtcdCluster {
             handed_over: watch::Sender::new(0),
             stop: CancellationToken::new(),
         });
-        inner.read_generation().await.map_err(refused)?;
+        // A request may go to a member that is dead: another may answer.
+        while let Err(error) = inner.read_generation().await {
+            if !error::may_pass(&error) || began.elapsed() > CONNECT_MAX {
+                return Err(refused(error));
+            }
+            tokio::time::sleep(CONNECT_AGAIN).await;
+        }
         tokio::spawn(view::follow(Arc::downgrade(&inner), inner.stop.clone()));
         Ok(Self { inner })
     }
 }
 
 impl Inner {
+    /// The member of etcd that is asked now.
+    pub(crate) fn client(&self) -> Client {
+        let current = self.current.load(Ordering::Acquire) % self.clients.len();
+        #[allow(clippy::indexing_slicing, reason = "it is below the length, which is at least one")]
+        self.clients[current].clone()
+    }
+
+    /// Asks, for `most` at longest. Where no answer comes another member is asked the next time.
+    pub(crate) async fn ask<T>(
+        &self,
+        most: Duration,
+        request: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let answer = in_time(most, request).await;
+        if answer.as_ref().err().is_some_and(error::may_pass) {
+            self.choose_another();
+        }
+        answer
+    }
+
+    fn choose_another(&self) {
+        let mut chosen = self.chosen.lock();
+        // Many requests may fail for one reason.
+        if chosen.is_none_or(|chosen| chosen.elapsed() >= CHOICE_MIN) {
+            *chosen = Some(Instant::now());
+            self.current.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
     /// Claims a key in a task of its own, so that what a caller who has gone away got is given up again.
     async fn claim(self: Arc<Self>, key: String) -> Result<Option<Lease>, ClusterError> {
         let lease = self.lease.load(Ordering::Acquire);
@@ -212,7 +263,7 @@ impl Inner {
                 Some(PutOptions::new().with_lease(lease)),
             )]);
         let generation = self.generation.load(Ordering::Acquire);
-        match in_time(REQUEST_MAX, self.client.kv_client().txn(take)).await {
+        match self.ask(REQUEST_MAX, self.client().kv_client().txn(take)).await {
             Ok(answer) if answer.succeeded() => {
                 let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
                 let epoch = epochs::epoch(generation, revision);
@@ -281,9 +332,9 @@ impl Cluster for EtcdCluster {
         let inner = &self.inner;
         let (prefix, generation) =
             (inner.keys.held(prefix), inner.generation.load(Ordering::Acquire));
-        let mut client = inner.client.kv_client();
+        let mut client = inner.client().kv_client();
         let read = client.get(prefix.as_str(), Some(GetOptions::new().with_prefix()));
-        let answer = in_time(REQUEST_MAX, read).await.map_err(|error| unavailable(&error))?;
+        let answer = inner.ask(REQUEST_MAX, read).await.map_err(|error| unavailable(&error))?;
         let holders = answer.kvs().iter().filter_map(|entry| {
             let (key, held) = (inner.keys.of_held(entry.key())?, Held::from_json(entry.value())?);
             let epoch = held.epoch.unwrap_or(epochs::epoch(generation, entry.create_revision()));

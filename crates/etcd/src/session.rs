@@ -14,7 +14,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
-use crate::error::{in_time, unavailable};
+use crate::error::unavailable;
 use crate::keys::{Held, Registered};
 use crate::{Inner, REQUEST_MAX};
 
@@ -57,15 +57,15 @@ impl Inner {
                 Err(ClusterError::NameTaken(_)) if Instant::now() < patience => {
                     tokio::time::sleep(REQUEST_MAX / 4).await;
                     // The lease must last until then.
-                    let mut client = self.client.lease_client();
-                    in_time(REQUEST_MAX, client.keep_alive(lease))
+                    let mut client = self.client().lease_client();
+                    self.ask(REQUEST_MAX, client.keep_alive(lease))
                         .await
                         .map_err(|error| unavailable(&error))?;
                 }
                 Err(error) => {
                     // It ends by itself if this does not reach etcd.
                     let revoked =
-                        in_time(REQUEST_MAX, self.client.lease_client().revoke(lease)).await;
+                        self.ask(REQUEST_MAX, self.client().lease_client().revoke(lease)).await;
                     revoked.map(|_| ()).unwrap_or_default();
                     return Err(error);
                 }
@@ -107,7 +107,8 @@ impl Inner {
         self.end_all();
         self.deadline.end();
         let lease = self.lease.swap(0, Ordering::AcqRel);
-        if let Err(error) = in_time(REQUEST_MAX, self.client.lease_client().revoke(lease)).await {
+        if let Err(error) = self.ask(REQUEST_MAX, self.client().lease_client().revoke(lease)).await
+        {
             warn!(%error, "this node could not be taken from the cluster: others see it until its lease ends");
         }
         self.releases.lock().clear();
@@ -115,7 +116,7 @@ impl Inner {
 
     async fn grant(&self) -> Result<i64, Error> {
         let ttl = i64::try_from(self.ttl.as_secs()).unwrap_or(i64::MAX);
-        Ok(in_time(REQUEST_MAX, self.client.lease_client().grant(ttl, None)).await?.id())
+        Ok(self.ask(REQUEST_MAX, self.client().lease_client().grant(ttl, None)).await?.id())
     }
 
     /// Writes the registration, unless another process has the name.
@@ -129,9 +130,9 @@ impl Inner {
             .when([Compare::create_revision(key.as_str(), CompareOp::Equal, 0)])
             .and_then([put()])
             .or_else([TxnOp::get(key.as_str(), None)]);
-        let mut client = self.client.kv_client();
+        let mut client = self.client().kv_client();
         let failed = |error: Error| unavailable(&error);
-        let answer = in_time(REQUEST_MAX, client.txn(free)).await.map_err(failed)?;
+        let answer = self.ask(REQUEST_MAX, client.txn(free)).await.map_err(failed)?;
         if answer.succeeded() {
             return Ok(());
         }
@@ -149,7 +150,7 @@ impl Inner {
         let same = Txn::new()
             .when([Compare::mod_revision(key.as_str(), CompareOp::Equal, revision)])
             .and_then([put()]);
-        let answer = in_time(REQUEST_MAX, client.txn(same)).await.map_err(failed)?;
+        let answer = self.ask(REQUEST_MAX, client.txn(same)).await.map_err(failed)?;
         if answer.succeeded() { Ok(()) } else { Err(taken()) }
     }
 
@@ -172,12 +173,12 @@ impl Inner {
     async fn beat(&self, beat: &mut Beat) -> bool {
         let sent = Instant::now();
         let lease = self.lease.load(Ordering::Acquire);
-        let renewed = match in_time(self.ttl / 6, beat.renew(self, lease)).await {
+        let renewed = match self.ask(self.ttl / 6, Box::pin(beat.renew(self, lease))).await {
             Ok(true) => {
                 self.renewed(sent);
                 return true;
             }
-            Ok(false) => in_time(self.ttl / 3, Box::pin(self.begin_again(sent))).await,
+            Ok(false) => self.ask(self.ttl / 3, Box::pin(self.begin_again(sent))).await,
             Err(error) => Err(error),
         };
         beat.keeper = None;
@@ -226,7 +227,7 @@ impl Inner {
         let Some(registered) = session.as_ref().map(|session| session.registered.clone()) else {
             return Ok(());
         };
-        in_time(REQUEST_MAX, self.read_generation()).await?;
+        self.read_generation().await?;
         let lease = self.grant().await?;
         self.lease.store(lease, Ordering::Release);
         if self.deadline.remaining().is_zero() {
@@ -275,7 +276,7 @@ impl Inner {
             held.stored().map(|value| Compare::value(name.as_str(), CompareOp::Equal, value));
         for condition in std::iter::once(free).chain(ours) {
             let take = Txn::new().when([condition]).and_then([put()]);
-            let answer = in_time(REQUEST_MAX, self.client.kv_client().txn(take)).await;
+            let answer = self.ask(REQUEST_MAX, self.client().kv_client().txn(take)).await;
             if answer.is_ok_and(|answer| answer.succeeded()) {
                 return true;
             }
@@ -306,7 +307,7 @@ impl Inner {
             let delete = Txn::new()
                 .when([Compare::value(name.as_str(), CompareOp::Equal, value)])
                 .and_then([TxnOp::delete(name.as_str(), None)]);
-            if in_time(REQUEST_MAX, self.client.kv_client().txn(delete)).await.is_err() {
+            if self.ask(REQUEST_MAX, self.client().kv_client().txn(delete)).await.is_err() {
                 return false;
             }
         }
@@ -329,7 +330,7 @@ impl Beat {
         }
         let Some((keeper, answers)) = &mut self.keeper else {
             // Opening the stream renews once.
-            return match inner.client.lease_client().keep_alive(lease).await {
+            return match inner.client().lease_client().keep_alive(lease).await {
                 Ok(keeper) => {
                     self.keeper = Some(keeper);
                     Ok(true)

@@ -11,7 +11,6 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::error::in_time;
 use crate::keys::Registered;
 use crate::{Inner, REQUEST_MAX, epochs};
 
@@ -61,20 +60,20 @@ struct Watched {
 /// Reads everything and begins to watch from there. After an outage it rests first, for the time of a lease: those who
 /// were cut off come back, and members are not taken for dead that could not renew.
 async fn once(inner: &Inner, after_outage: bool) -> Result<Watched, Error> {
-    in_time(REQUEST_MAX, inner.read_generation()).await?;
+    inner.read_generation().await?;
     if after_outage {
         tokio::time::sleep(inner.ttl + REQUEST_MAX / 2).await;
     }
     let all = GetOptions::new().with_prefix();
-    let mut client = inner.client.clone();
-    let read = in_time(REQUEST_MAX, client.get(inner.keys.root.as_str(), Some(all))).await?;
+    let mut client = inner.client();
+    let read = inner.ask(REQUEST_MAX, client.get(inner.keys.root.as_str(), Some(all))).await?;
     let mut members = Members::new();
     for entry in read.kvs() {
         insert(inner, &mut members, entry);
     }
     let revision = read.header().map_or(0, etcd_client::ResponseHeader::revision);
     let from = WatchOptions::new().with_prefix().with_start_revision(revision + 1);
-    let stream = in_time(REQUEST_MAX, client.watch(inner.keys.root.as_str(), Some(from))).await?;
+    let stream = inner.ask(REQUEST_MAX, client.watch(inner.keys.root.as_str(), Some(from))).await?;
     publish(inner, &members);
     inner.handed_over.send_modify(|changes| *changes += 1);
     Ok(Watched { members, stream })
@@ -119,7 +118,7 @@ async fn watch(inner: &Inner, watched: &mut Watched) -> Error {
             // Silence is good news only from one who answers.
             Err(_) if !asked => {
                 asked = true;
-                match in_time(REQUEST_MAX, watched.stream.request_progress()).await {
+                match inner.ask(REQUEST_MAX, watched.stream.request_progress()).await {
                     Ok(()) => continue,
                     Err(error) => return error,
                 }

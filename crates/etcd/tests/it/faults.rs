@@ -207,7 +207,9 @@ async fn etcd_that_sleeps_is_an_outage() {
     let lease = held(&one, "a").await;
     etcd.process.pause();
     timeout(Duration::from_secs(4), lease.lost()).await.expect("it stops at its deadline");
-    assert!(!one.membership().borrow().fresh, "silence is noticed");
+    let mut membership = one.membership();
+    let noticed = membership.wait_for(|all| !all.fresh);
+    timeout(Duration::from_secs(5), noticed).await.expect("silence is noticed").unwrap();
     etcd.process.resume();
     members(&one, &["one"], Duration::from_secs(20)).await;
     assert!(!lease.is_held(), "what was lost stays lost");

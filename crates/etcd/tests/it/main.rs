@@ -54,6 +54,20 @@ async fn the_cluster_on_etcd_conforms() {
     .await;
 }
 
+/// A member that is dead keeps nobody from starting, wherever it stands in the list.
+#[tokio::test]
+async fn a_dead_member_is_passed_over() {
+    let etcd = Etcd::start();
+    let (dead, alive) = ("http://127.0.0.1:1".to_owned(), etcd.url());
+    for endpoints in [[dead.clone(), alive.clone()], [alive, dead]] {
+        let config = Config::new(endpoints.to_vec());
+        let peers = Arc::new(NoPeers);
+        let cluster = EtcdCluster::connect(config, Arc::new(SystemClock), peers).await.unwrap();
+        cluster.join(described("one")).await.unwrap();
+        cluster.leave().await;
+    }
+}
+
 #[tokio::test]
 async fn what_is_wrong_at_the_start_is_said() {
     let refused = async |endpoint: String| {
