@@ -195,7 +195,8 @@ const steps = [
     await page.waitForTimeout(1200);
     await shot('08-track');
     if (await page.isEnabled('button[aria-label=Play]')) {
-      await page.selectOption('[aria-label="Playback speed"]', '300');
+      // Slow enough for a picture on the way: the track of a demo that has just begun is seconds long.
+      await page.selectOption('[aria-label="Playback speed"]', '10');
       const before = await picture(MAP_TOP);
       await page.click('button[aria-label=Play]');
       await until(async () => (await picture(MAP_TOP)) !== before, 'the marker moves');
