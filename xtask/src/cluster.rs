@@ -32,11 +32,24 @@ impl Drop for Running {
     }
 }
 
+/// The servers; they end, and tidy up, when their input does.
+struct Servers(Child);
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _reaped = self.0.wait();
+    }
+}
+
 /// Starts everything, says where, and runs until the end of input or Ctrl-C.
 pub(crate) fn start() -> Result<(), Failure> {
     packages::ensure(&["etcd", "psql", "redis-server", "mosquitto"])?;
     console::build()?;
     run("cargo", ["build", "--release", "--locked", "--package", "fieldline"])?;
+    if TcpStream::connect((Ipv4Addr::LOCALHOST, HTTP_PORT)).is_ok() {
+        return Err(format!("somebody listens on port {HTTP_PORT}: stop the Fieldline that runs"));
+    }
     let folder = target().join("cluster");
     std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let (_servers, places) = servers()?;
@@ -90,7 +103,7 @@ pub(crate) fn start() -> Result<(), Failure> {
 }
 
 /// Starts the servers; they stop when their input is closed, whatever becomes of us.
-fn servers() -> Result<(Running, Places), Failure> {
+fn servers() -> Result<(Servers, Places), Failure> {
     let mut child = Command::new("cargo")
         .args(["run", "--quiet", "--locked", "--package", "fieldline-testkit"])
         .args(["--features", "servers", "--example", "servers"])
@@ -102,7 +115,7 @@ fn servers() -> Result<(Running, Places), Failure> {
         .spawn()
         .map_err(|error| format!("cannot start the servers: {error}"))?;
     let output = child.stdout.take().ok_or("the servers have no output")?;
-    let running = Running(child);
+    let running = Servers(child);
     let mut line = String::new();
     let read = BufReader::new(output).read_line(&mut line);
     read.map_err(|error| format!("reading what the servers print: {error}"))?;
@@ -209,11 +222,17 @@ fn vehicles(
     protocol: &str,
     port: u16,
 ) -> Result<Running, Failure> {
+    // A seed of its own for each: vehicles of one seed are the same vehicles, which two would fight over.
     let target = format!("{}:{port}", device_address(number));
     let output = log(folder.join(format!("fleet-{number}-{protocol}.log")))?;
     let child = Command::new(program)
         .args(["simulate", "trackers", "--protocol", protocol, "--rate", "1", "--target", &target])
-        .args(["--devices", &DEVICES.to_string(), "--seed", &(100 + u16::from(number)).to_string()])
+        .args([
+            "--devices",
+            &DEVICES.to_string(),
+            "--seed",
+            &(port + u16::from(number)).to_string(),
+        ])
         .stdin(Stdio::null())
         .stdout(output)
         .stderr(Stdio::null())
