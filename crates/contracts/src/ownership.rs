@@ -22,6 +22,8 @@ use crate::{Cluster, ClusterError, Holder, Lease};
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long changes are gathered before looking: a node that goes takes many keys with it.
 const GATHER: Duration = Duration::from_millis(20);
+/// Wait before what has ended by itself is run again.
+const RUN_AGAIN: Duration = Duration::from_secs(1);
 /// Claims that wait for the cluster's answer at a time.
 const CLAIMS_MAX: usize = 32;
 
@@ -126,10 +128,10 @@ impl Ownership {
             }
             tokio::select! {
                 () = shutdown.cancelled() => break,
-                // An error says that nobody will change the keys any more.
-                _ = keys.changed() => {}
-                _ = membership.changed() => {}
-                _ = handed_over.changed() => {}
+                // An error says that nobody will change it any more: that wakes nobody.
+                Ok(()) = keys.changed() => {}
+                Ok(()) = membership.changed() => {}
+                Ok(()) = handed_over.changed() => {}
                 Some(ended) = tasks.join_next() => forget(ended, &mut running),
                 () = tokio::time::sleep(LOOK_AGAIN) => {}
             }
@@ -255,6 +257,12 @@ async fn hold(
             if let Some(Err(error)) = ended {
                 warn!(%error, key, "what ran for a key ended badly");
             }
+            // Held meanwhile, so that what ends at once costs the cluster's store little.
+            tokio::select! {
+                () = tokio::time::sleep(RUN_AGAIN) => {}
+                () = stop.cancelled() => {}
+                () = lease.lost() => {}
+            }
         }
         () = lease.lost() => warn!(key, epoch = %lease.epoch(), "a key was lost: what ran for it is cut"),
         () = told => warn!(key, "what ran for a key did not stop in time: it is cut"),
@@ -316,6 +324,27 @@ mod tests {
         task: tokio::task::JoinHandle<()>,
     }
 
+    fn described(name: &str) -> Node {
+        Node {
+            name: name.to_owned(),
+            address: String::new(),
+            roles: vec!["drivers".to_owned()],
+            zone: None,
+            version: String::new(),
+            ready: true,
+        }
+    }
+
+    fn ownership(name: &str, moves_max: usize) -> Ownership {
+        Ownership {
+            prefix: "modules/".to_owned(),
+            role: "drivers".to_owned(),
+            node: name.to_owned(),
+            moves_max,
+            stop_max: Duration::from_secs(1),
+        }
+    }
+
     async fn member(
         cluster: &MemoryCluster,
         name: &str,
@@ -324,27 +353,17 @@ mod tests {
         moves_max: usize,
     ) -> Member {
         let cluster: Arc<dyn Cluster> = Arc::new(cluster.beside());
-        let node = Node {
-            name: name.to_owned(),
-            address: String::new(),
-            roles: vec!["drivers".to_owned()],
-            zone: None,
-            version: String::new(),
-            ready: true,
-        };
-        cluster.join(node).await.unwrap();
-        let ownership = Ownership {
-            prefix: "modules/".to_owned(),
-            role: "drivers".to_owned(),
-            node: name.to_owned(),
-            moves_max,
-            stop_max: Duration::from_secs(1),
-        };
+        cluster.join(described(name)).await.unwrap();
         let work = Arc::new(Noting { node: name.to_owned(), book: Arc::clone(book) });
         let (sender, progress) = watch::channel(Progress::default());
         let shutdown = CancellationToken::new();
-        let run =
-            ownership.run(Arc::clone(&cluster), keys.subscribe(), work, sender, shutdown.clone());
+        let run = ownership(name, moves_max).run(
+            Arc::clone(&cluster),
+            keys.subscribe(),
+            work,
+            sender,
+            shutdown.clone(),
+        );
         Member { cluster, progress, shutdown, task: tokio::spawn(run) }
     }
 
@@ -366,6 +385,33 @@ mod tests {
             assert!(tokio::time::Instant::now() < deadline, "not so: {what}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Counts how often it is run, and ends at once.
+    struct Ending(AtomicUsize);
+
+    impl Work for Ending {
+        async fn run(&self, _key: String, _lease: Arc<Lease>, _stop: CancellationToken) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Neither keys that nobody will change nor work that ends at once makes it spin.
+    #[tokio::test(start_paused = true)]
+    async fn it_does_not_spin() {
+        let cluster: Arc<dyn Cluster> = Arc::new(MemoryCluster::new());
+        cluster.join(described("one")).await.unwrap();
+        let (_, wanted) = watch::channel(keys(1));
+        let (sender, _progress) = watch::channel(Progress::default());
+        let (work, shutdown) = (Arc::new(Ending(AtomicUsize::new(0))), CancellationToken::new());
+        let run =
+            ownership("one", 1).run(cluster, wanted, Arc::clone(&work), sender, shutdown.clone());
+        let run = tokio::spawn(run);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        shutdown.cancel();
+        run.await.unwrap();
+        let runs = work.0.load(Ordering::SeqCst);
+        assert!((4..=11).contains(&runs), "run {runs} times in ten seconds");
     }
 
     #[tokio::test]

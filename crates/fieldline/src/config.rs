@@ -145,6 +145,18 @@ impl Config {
         config.validate()
     }
 
+    /// A section that is set and means nothing to one process alone.
+    pub(crate) fn of_a_cluster(&self) -> Option<&'static str> {
+        let none = Self::default();
+        let set = [
+            ("node", self.node.is_some()),
+            ("postgres", self.postgres != none.postgres),
+            ("redis", self.redis != none.redis),
+            ("mqtt_bus", self.mqtt_bus != none.mqtt_bus),
+        ];
+        set.into_iter().find_map(|(section, set)| set.then_some(section))
+    }
+
     /// Checks what types cannot, and returns every problem at once.
     ///
     /// # Errors
@@ -252,6 +264,18 @@ mod tests {
     #[test]
     fn an_empty_file_is_the_defaults() {
         assert_eq!(load("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn sections_of_a_cluster_are_not_passed_over() {
+        for (text, section) in [
+            ("", None),
+            ("[postgres]\nurl = \"postgres://db/fieldline\"\n", Some("postgres")),
+            ("[redis]\nurl = \"redis://cache\"\n", Some("redis")),
+            ("[mqtt_bus]\nurl = \"mqtt://broker\"\n", Some("mqtt_bus")),
+        ] {
+            assert_eq!(load(text).unwrap().of_a_cluster(), section, "{text}");
+        }
     }
 
     #[test]

@@ -60,9 +60,11 @@ pub(crate) fn run(args: UpArgs) -> Result<(), Failure> {
     config.http.listen = args.http.unwrap_or(config.http.listen);
     config.mqtt.listen = args.mqtt.unwrap_or(config.mqtt.listen);
     let config = config.validate().map_err(setup)?;
-    if config.node.is_some() {
-        let text = "the configuration has a section `node`, which is for a cluster: start it with `fieldline serve`, or leave the section out";
-        return Err(Failure::Setup(text.to_owned()));
+    if let Some(section) = config.of_a_cluster() {
+        let text = format!(
+            "the configuration has a section `{section}`, which is for a cluster: start it with `fieldline serve`, or leave the section out"
+        );
+        return Err(Failure::Setup(text));
     }
     let (runtime, metrics) = prepare(&config)?;
     let data = DataDir::open(&args.data, PATIENCE).map_err(setup)?;

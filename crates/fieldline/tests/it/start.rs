@@ -135,7 +135,8 @@ fn a_registry_that_lost_changes_is_refused() {
     // As from before the last change.
     std::fs::write(&file, before).unwrap();
     std::fs::write(&journal, b"").unwrap();
-    let ended = run(&["up", "--data", data.path().to_str().unwrap(), "--http", "127.0.0.1:0"]);
+    let path = data.path().to_str().unwrap();
+    let ended = run(&["up", "--data", path, "--http", "127.0.0.1:0", "--mqtt", "127.0.0.1:0"]);
     let said = text(&ended.stderr);
     assert_eq!(ended.status.code(), Some(78), "{said}");
     assert!(said.contains("registry.db ends at change") && said.contains("backup"), "{said}");
