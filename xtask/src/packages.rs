@@ -14,6 +14,8 @@ const DEBIAN: &[(&str, &str)] = &[
     ("psql", "postgresql"),
     ("redis-server", "redis-server"),
     ("etcd", "etcd-server"),
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
     ("protoc", "protobuf-compiler"),
     ("/usr/include/google/protobuf/descriptor.proto", "libprotobuf-dev"),
     ("wrk", "wrk"),

@@ -85,9 +85,9 @@ fn deny() -> Result<(), Failure> {
 
 fn rust() -> Result<(), Failure> {
     let servers = ["mosquitto_sub", "mosquitto", "psql", "redis-server", "etcd", "nginx"];
-    packages::ensure(
-        &[servers.as_slice(), &["/usr/lib/nginx/modules/ngx_stream_module.so"]].concat(),
-    )?;
+    // The module for streams, and what makes zones and cuts them off.
+    let beside = ["/usr/lib/nginx/modules/ngx_stream_module.so", "ip", "nft"];
+    packages::ensure(&[servers.as_slice(), beside.as_slice()].concat())?;
     packages::ensure_cargo("nextest")?;
     run("cargo", ["nextest", "run", "--workspace", "--locked", "--no-fail-fast"])
 }

@@ -5,15 +5,19 @@
 
 mod etcd;
 mod mosquitto;
+mod place;
 mod postgres;
 mod process;
 mod redis;
+mod zones;
 
 pub use etcd::Etcd;
 pub use mosquitto::Mosquitto;
+pub use place::Place;
 pub use postgres::Postgres;
 pub use process::{Process, free_port};
 pub use redis::Redis;
+pub use zones::Zones;
 
 mod cut;
 pub use cut::{Cut, Flow};

@@ -1,5 +1,6 @@
 use tempfile::TempDir;
 
+use super::place::Place;
 use super::process::{Process, find, free_port};
 
 /// An etcd server of one member.
@@ -17,10 +18,19 @@ impl Etcd {
     /// When it cannot be started.
     #[must_use]
     pub fn start() -> Self {
+        Self::start_at(&Place::here())
+    }
+
+    /// Starts it at a place.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start_at(place: &Place) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (port, peer) = (free_port(), free_port());
-        let (client, peer) =
-            (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
+        let [client, peer] = [port, peer].map(|port| format!("http://{}", place.socket(port)));
         let cluster = format!("default={peer}");
         let arguments = [
             ["--data-dir", "data"],
@@ -32,7 +42,8 @@ impl Etcd {
             ["--log-level", "warn"],
         ];
         let program = find("etcd", "etcd-server");
-        let process = Process::start(&program, arguments.concat(), folder.path(), port);
+        let process =
+            Process::start_at(place.clone(), &program, arguments.concat(), folder.path(), port);
         Self { process, folder }
     }
 
@@ -55,6 +66,6 @@ impl Etcd {
     /// Such as `http://127.0.0.1:40123`.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.process.port())
+        format!("http://{}", self.process.socket())
     }
 }

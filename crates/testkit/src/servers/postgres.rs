@@ -1,8 +1,10 @@
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
 
+use super::place::Place;
 use super::process::{Process, free_port};
 
 /// A PostgreSQL server with the superuser `postgres`, who needs no password, and an empty database `postgres`.
@@ -30,6 +32,16 @@ impl Postgres {
     /// When it cannot be started.
     #[must_use]
     pub fn start_with(settings: &[&str]) -> Self {
+        Self::start_at(&Place::here(), settings)
+    }
+
+    /// Starts it at a place, with further settings.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start_at(place: &Place, settings: &[&str]) -> Self {
         let (folder, port) = (tempfile::tempdir().expect("a temporary folder"), free_port());
         let (bin, data) = (binaries(), folder.path().join("data"));
         // PostgreSQL refuses to run as root; then it runs as the user of its package.
@@ -50,11 +62,15 @@ impl Postgres {
             "--locale=C",
             "--no-sync",
         ]));
+        // initdb lets in who connects over the loopback only.
+        let access = std::fs::OpenOptions::new().append(true).open(data.join("pg_hba.conf"));
+        let mut access = access.expect("initdb made this file");
+        writeln!(access, "host all all {}/24 trust", place.address()).expect("it can be written");
         let mut arguments = vec!["-D".to_owned(), data.to_string_lossy().into_owned()];
         arguments.extend(["-k".to_owned(), folder.path().to_string_lossy().into_owned()]);
         arguments.extend([
             "-h".to_owned(),
-            "127.0.0.1".to_owned(),
+            place.address().to_string(),
             "-p".to_owned(),
             port.to_string(),
         ]);
@@ -66,9 +82,15 @@ impl Postgres {
             // setpriv becomes the server, so that signals reach it and not a parent of it.
             let user = ["--reuid=postgres", "--regid=postgres", "--init-groups"].map(str::to_owned);
             let all = user.into_iter().chain([program]).chain(arguments);
-            Process::start(Path::new("/usr/bin/setpriv"), all, folder.path(), port)
+            Process::start_at(
+                place.clone(),
+                Path::new("/usr/bin/setpriv"),
+                all,
+                folder.path(),
+                port,
+            )
         } else {
-            Process::start(&bin.join("postgres"), arguments, folder.path(), port)
+            Process::start_at(place.clone(), &bin.join("postgres"), arguments, folder.path(), port)
         };
         let server = Self { process, _folder: folder };
         server.accepts();
@@ -78,7 +100,9 @@ impl Postgres {
     /// Waits until it takes queries: it listens before it has recovered.
     fn accepts(&self) {
         let mut ready = Command::new(binaries().join("pg_isready"));
-        ready.args(["-q", "-h", "127.0.0.1", "-t", "30", "-p", &self.process.port().to_string()]);
+        let socket = self.process.socket();
+        ready.args(["-q", "-t", "30", "-h", &socket.ip().to_string()]);
+        ready.args(["-p", &socket.port().to_string()]);
         for _ in 0..300 {
             if ready.status().is_ok_and(|status| status.success()) {
                 return;
@@ -100,7 +124,7 @@ impl Postgres {
     /// Such as `postgres://postgres@127.0.0.1:40123/postgres`.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/postgres", self.process.port())
+        format!("postgres://postgres@{}/postgres", self.process.socket())
     }
 }
 

@@ -1,12 +1,14 @@
 //! One server process: started, paused, killed, started again over the same folder.
 
 use std::ffi::OsString;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+
+use super::place::Place;
 
 /// Longest that a server may take until it listens.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -24,6 +26,7 @@ pub fn free_port() -> u16 {
 
 /// A server as it was told to run; it is killed when dropped.
 pub struct Process {
+    place: Place,
     program: PathBuf,
     arguments: Vec<OsString>,
     folder: PathBuf,
@@ -32,7 +35,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `program` and waits until it listens on `port`. What it prints goes to `folder/output`.
+    /// Starts `program` and waits until it listens on `port` of 127.0.0.1. What it prints goes to `folder/output`.
     ///
     /// # Panics
     ///
@@ -43,9 +46,24 @@ impl Process {
         folder: &Path,
         port: u16,
     ) -> Self {
+        Self::start_at(Place::here(), program, arguments, folder, port)
+    }
+
+    /// Starts `program` at `place` and waits until it listens on `port` there.
+    ///
+    /// # Panics
+    ///
+    /// As [`Process::start`] does.
+    pub fn start_at<A: Into<OsString>>(
+        place: Place,
+        program: &Path,
+        arguments: impl IntoIterator<Item = A>,
+        folder: &Path,
+        port: u16,
+    ) -> Self {
         let arguments = arguments.into_iter().map(Into::into).collect();
         let (program, folder) = (program.to_owned(), folder.to_owned());
-        let mut process = Self { program, arguments, folder, port, child: None };
+        let mut process = Self { place, program, arguments, folder, port, child: None };
         process.start_again();
         process
     }
@@ -60,7 +78,7 @@ impl Process {
         let path = self.folder.join("output");
         let output = std::fs::OpenOptions::new().create(true).append(true).open(&path);
         let output = output.expect("the server's folder takes a file");
-        let mut command = Command::new(&self.program);
+        let mut command = self.place.command(&self.program);
         command.args(&self.arguments).current_dir(&self.folder).stdin(Stdio::null());
         let errors = output.try_clone().expect("a file can be opened twice");
         let child = command.stdout(output).stderr(errors).spawn();
@@ -71,7 +89,7 @@ impl Process {
             )
         }));
         let began = Instant::now();
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {
+        while TcpStream::connect(self.place.socket(self.port)).is_err() {
             let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
             let printed = || std::fs::read_to_string(&path).unwrap_or_default();
             assert!(ended.is_none(), "{} ended: {}", self.program.display(), printed());
@@ -81,7 +99,19 @@ impl Process {
         }
     }
 
-    /// Where it listens, on 127.0.0.1.
+    /// Where it runs.
+    #[must_use]
+    pub const fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn socket(&self) -> SocketAddr {
+        self.place.socket(self.port)
+    }
+
+    /// The port on which it listens.
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.port

@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
+use super::place::Place;
 use super::process::{Process, find, free_port};
 
 /// A Redis server that keeps nothing on disk.
@@ -29,13 +30,24 @@ impl Redis {
     /// When it cannot be started.
     #[must_use]
     pub fn start_with(options: &[&str]) -> Self {
+        Self::start_at(&Place::here(), options)
+    }
+
+    /// Starts it at a place, with further options.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start_at(place: &Place, options: &[&str]) -> Self {
         let (folder, port) = (tempfile::tempdir().expect("a temporary folder"), free_port());
         let port_text = port.to_string();
-        let mut arguments = vec!["--port", &port_text, "--bind", "127.0.0.1", "--save", ""];
-        arguments.extend(["--appendonly", "no", "--daemonize", "no"]);
+        let address = place.address().to_string();
+        let mut arguments = vec!["--port", &port_text, "--bind", &address, "--save", ""];
+        arguments.extend(["--appendonly", "no", "--daemonize", "no", "--protected-mode", "no"]);
         arguments.extend(options);
         let program: PathBuf = find("redis-server", "redis-server");
-        let process = Process::start(&program, arguments, folder.path(), port);
+        let process = Process::start_at(place.clone(), &program, arguments, folder.path(), port);
         Self { process, folder }
     }
 
@@ -47,7 +59,7 @@ impl Redis {
     /// Such as `redis://127.0.0.1:40123`.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.process.port())
+        format!("redis://{}", self.process.socket())
     }
 
     /// Its folder.
