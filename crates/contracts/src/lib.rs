@@ -8,6 +8,7 @@
 //! This crate may import `fieldline-model` and nothing else of the workspace.
 
 pub mod bus;
+pub mod calls;
 pub mod channels;
 pub mod clock;
 pub mod cluster;
@@ -23,6 +24,7 @@ pub mod status;
 use std::sync::Arc;
 
 pub use bus::{Bus, BusItem, Lagged, MemoryBus, Subscription, Topic, TopicFilter};
+pub use calls::{CallError, Caller, Calls, Duplex, Handlers, MemoryCalls, Opening, TraceParent};
 pub use channels::{ChannelControl, ChannelStatus, ConnectionInfo};
 pub use clock::{Clock, SystemClock, TestClock};
 pub use cluster::{

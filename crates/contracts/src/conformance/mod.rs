@@ -1,6 +1,7 @@
 //! The conformance suites: each takes a backend and panics where it breaks its contract.
 
 pub mod bus;
+pub mod calls;
 pub mod cluster;
 pub mod history;
 pub mod registry;
