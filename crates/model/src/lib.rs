@@ -5,6 +5,7 @@
 //! [`stage`], which names the one direction that data flows in.
 
 pub mod close;
+pub mod codec;
 pub mod command;
 pub mod dictionary;
 pub mod event;

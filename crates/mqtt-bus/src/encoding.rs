@@ -9,7 +9,7 @@
 //! stored  = 1 | 2 account (16) series kind (1) object (16); timestamp received shard seq params
 //! params  = (name value)* 0
 //! name    = 1 length text, which gives it the next number from 2 on in this payload | number
-//! value   = kind (1) content
+//! value   = a tagged value of `fieldline_model::codec`
 //! ```
 //!
 //! Numbers in the head are big-endian, others of variable length, signed ones zigzag. The check is the CRC-32C of the topic and
@@ -22,17 +22,17 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use fieldline_contracts::BusItem;
+use fieldline_model::codec::{Damage, Input, put_bytes, put_signed, put_tagged, put_varint};
 use fieldline_model::{
-    AccountId, Cursor, Decimal, DeviceId, Event, EventId, EventKind, ParamName, Params, Series,
-    SeriesKind, Stored, Timestamp, Value,
+    AccountId, Cursor, DeviceId, Event, EventId, EventKind, ParamName, Params, Series, SeriesKind,
+    Stored, Timestamp,
 };
-use serde_json::{Map, Number, Value as Json};
 use uuid::Uuid;
 
-use input::{Input, Reader};
+use input::{Reader, UNKNOWN};
 
 /// The version that is written, and the only one that is read. A change of the encoding takes another.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Bytes before the items.
 pub const HEAD_BYTES: usize = 27;
 /// A payload ends where it has grown beyond this: what follows goes into the next one.
@@ -42,9 +42,7 @@ pub const PAYLOAD_BYTES_MAX: usize = 2 << 20;
 /// Most items of a payload.
 pub const ITEMS_MAX: u16 = 1_024;
 /// Most messages, names, values and nodes of JSON trees of a payload together, so that few bytes cannot take much memory.
-pub const PARTS_MAX: usize = 1 << 18;
-/// Deepest nesting of a JSON tree that is kept; no parser gives more.
-const DEPTH_MAX: usize = 128;
+pub const PARTS_MAX: usize = fieldline_model::codec::PARTS_MAX;
 
 /// What the items of a payload are; the third level of its topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -260,7 +258,7 @@ impl<'a> Names<'a> {
     fn params(&mut self, out: &mut Vec<u8>, params: &'a Params) {
         for (name, value) in params {
             self.put(out, name);
-            put_value(out, value);
+            put_tagged(out, value);
         }
         out.push(0);
     }
@@ -355,24 +353,7 @@ impl<'a> Writer<'a> {
 }
 
 fn put_count(out: &mut Vec<u8>, count: usize) {
-    put_number(out, count as u64);
-}
-
-fn put_number(out: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        out.push(number.to_le_bytes()[0] | 0x80);
-        number >>= 7;
-    }
-    out.push(number.to_le_bytes()[0]);
-}
-
-fn put_signed(out: &mut Vec<u8>, number: i64) {
-    put_number(out, ((number << 1) ^ (number >> 63)).cast_unsigned());
-}
-
-fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    put_count(out, bytes.len());
-    out.extend_from_slice(bytes);
+    put_varint(out, count as u64);
 }
 
 fn put_series(out: &mut Vec<u8>, series: Series) {
@@ -391,8 +372,8 @@ fn put_stored<'a>(out: &mut Vec<u8>, names: &mut Names<'a>, own: Series, stored:
     let (timestamp, received) = (stored.timestamp().as_micros(), stored.received().as_micros());
     put_signed(out, timestamp);
     put_signed(out, received.wrapping_sub(timestamp));
-    put_number(out, stored.cursor().shard.into());
-    put_number(out, stored.cursor().seq);
+    put_varint(out, stored.cursor().shard.into());
+    put_varint(out, stored.cursor().seq);
     names.params(out, stored.params());
 }
 
@@ -432,87 +413,6 @@ fn put_event<'a>(out: &mut Vec<u8>, names: &mut Names<'a>, account: AccountId, e
     names.params(out, &event.params);
 }
 
-mod kind {
-    pub(super) const FALSE: u8 = 0;
-    pub(super) const TRUE: u8 = 1;
-    pub(super) const INT: u8 = 2;
-    pub(super) const UINT: u8 = 3;
-    pub(super) const FLOAT: u8 = 4;
-    pub(super) const TEXT: u8 = 5;
-    pub(super) const BYTES: u8 = 6;
-    pub(super) const JSON: u8 = 7;
-    pub(super) const NULL: u8 = 8;
-    pub(super) const ARRAY: u8 = 9;
-    pub(super) const OBJECT: u8 = 10;
-    /// Of scale 0; those of others follow.
-    pub(super) const DECIMAL: u8 = 32;
-}
-
-fn put_value(out: &mut Vec<u8>, value: &Value) {
-    match value {
-        Value::Bool(b) => out.push(if *b { kind::TRUE } else { kind::FALSE }),
-        Value::Int(n) => {
-            out.push(kind::INT);
-            put_signed(out, *n);
-        }
-        Value::Uint(n) => {
-            out.push(kind::UINT);
-            put_number(out, *n);
-        }
-        Value::Decimal(d) => {
-            out.push(kind::DECIMAL + d.scale());
-            put_signed(out, d.mantissa());
-        }
-        Value::Float(x) => {
-            out.push(kind::FLOAT);
-            out.extend_from_slice(&x.to_bits().to_be_bytes());
-        }
-        Value::Text(text) => {
-            out.push(kind::TEXT);
-            put_bytes(out, text.as_bytes());
-        }
-        Value::Bytes(bytes) => {
-            out.push(kind::BYTES);
-            put_bytes(out, bytes);
-        }
-        Value::Json(json) => {
-            out.push(kind::JSON);
-            put_json(out, json, 0);
-        }
-    }
-}
-
-/// A tree's numbers by their bits: no text of them is exact.
-fn put_json(out: &mut Vec<u8>, json: &Json, depth: usize) {
-    match json {
-        _ if depth >= DEPTH_MAX => out.push(kind::NULL),
-        Json::Null => out.push(kind::NULL),
-        Json::Bool(b) => out.push(if *b { kind::TRUE } else { kind::FALSE }),
-        Json::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
-            (Some(n), _, _) => put_value(out, &Value::Int(n)),
-            (_, Some(n), _) => put_value(out, &Value::Uint(n)),
-            (_, _, x) => put_value(out, &Value::Float(x.unwrap_or(0.0))),
-        },
-        Json::String(text) => {
-            out.push(kind::TEXT);
-            put_bytes(out, text.as_bytes());
-        }
-        Json::Array(items) => {
-            out.push(kind::ARRAY);
-            put_count(out, items.len());
-            items.iter().for_each(|item| put_json(out, item, depth + 1));
-        }
-        Json::Object(members) => {
-            out.push(kind::OBJECT);
-            put_count(out, members.len());
-            for (name, value) in members {
-                put_bytes(out, name.as_bytes());
-                put_json(out, value, depth + 1);
-            }
-        }
-    }
-}
-
 /// Why a payload was not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
@@ -537,18 +437,18 @@ pub fn open(about: About, payload: &[u8]) -> Result<(Head, &[u8]), Refused> {
     if payload.len() > PAYLOAD_BYTES_MAX {
         return Err(Refused::Damaged);
     }
-    let mut input = Input { bytes: head, parts: 0 };
+    let mut input = Input(head);
     let mut read = || {
-        let version = input.byte()?;
+        let version = input.u8()?;
         let head = Head {
             publisher: u64::from_be_bytes(input.array()?),
             sequence: u64::from_be_bytes(input.array()?),
             missed: u32::from_be_bytes(input.array()?),
             count: u16::from_be_bytes(input.array()?),
         };
-        Some((version, head, u32::from_be_bytes(input.array()?)))
+        Ok::<_, Damage>((version, head, u32::from_be_bytes(input.array()?)))
     };
-    let (version, read, expected) = read().ok_or(Refused::Damaged)?;
+    let (version, read, expected) = read().map_err(|_| Refused::Damaged)?;
     if check(about, head, items) != expected {
         return Err(Refused::Damaged);
     }
@@ -568,16 +468,15 @@ pub fn open(about: About, payload: &[u8]) -> Result<(Head, &[u8]), Refused> {
 ///
 /// [`Refused::Malformed`].
 pub fn items(about: About, head: Head, items: &[u8]) -> Result<Vec<BusItem>, Refused> {
-    let input = Input { bytes: items, parts: PARTS_MAX };
-    let mut reader = Reader { input, names: Vec::new() };
+    let mut reader = Reader { input: Input(items), parts: PARTS_MAX, names: Vec::new() };
     let mut read = || {
         let mut all = Vec::with_capacity(head.count.into());
         for _ in 0..head.count {
             all.push(reader.item(about)?);
         }
-        reader.input.bytes.is_empty().then_some(all)
+        if reader.input.is_empty() { Ok(all) } else { Err(UNKNOWN) }
     };
-    read().ok_or(Refused::Malformed)
+    read().map_err(|_: Damage| Refused::Malformed)
 }
 
 #[cfg(test)]

@@ -225,15 +225,16 @@ impl Monitor {
         self.ask(cmd).await
     }
 
-    /// The marker, if the server that answers is the one that it was set on. One that was
-    /// restarted or took over may have older values than were written.
+    /// The marker, if the server that answers is the one that it was set on, in our format. One that
+    /// was restarted or took over may have older values than were written.
     async fn trusted(&mut self, marker: Option<Vec<u8>>) -> Result<Option<Vec<u8>>, Failed> {
         let Some(marker) = marker else { return Ok(None) };
-        let of = marker.rsplit(|byte| *byte == b':').next().unwrap_or_default();
-        if of == self.run_id.as_bytes() {
+        if marker.ends_with(crate::resync::origin(&self.run_id).as_bytes()) {
             return Ok(Some(marker));
         }
-        tracing::info!("Redis is another process than before: last values are read from history");
+        tracing::info!(
+            "Redis is another process than before, or another version of Fieldline filled it: last values are read from history"
+        );
         let mut cmd = script(&self.inner.scripts.distrust, &[&self.inner.keys.marker]);
         cmd.arg(marker);
         self.ask::<i64>(cmd).await?;

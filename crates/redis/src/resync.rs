@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use crate::connect::connect;
-use crate::encoding::Version;
+use crate::encoding::{FORMAT, Version};
 use crate::inner::{BULK_TIMEOUT, Inner, pipeline, script};
 use crate::monitor::within;
 
@@ -36,6 +36,11 @@ struct Restored {
     account: AccountId,
     device: DeviceId,
     values: Vec<(ParamName, Value, Timestamp)>,
+}
+
+/// What the name of a generation ends with that the process `run_id` holds in our format.
+pub(crate) fn origin(run_id: &str) -> String {
+    format!(":{FORMAT}:{run_id}")
 }
 
 /// Fills or mends if there is need and no other node does; has the monitor look afterwards.
@@ -65,7 +70,7 @@ async fn attempt(inner: &Arc<Inner>) -> Result<bool, String> {
     let connected = connected.map_err(|error| error.to_string())?;
     let token = format!("{:032x}", rand::random::<u128>());
     // At most 64 bytes: with a longer field Redis would keep every device in twice the memory.
-    let generation = format!("{:016x}:{}", rand::random::<u64>(), connected.run_id);
+    let generation = format!("{:016x}{}", rand::random::<u64>(), origin(&connected.run_id));
     let mut work = Work { inner, connection: connected.connection, token };
     let keys = &inner.keys;
     let names = [&keys.lock, &keys.marker, &keys.stale, &keys.mended, &keys.lost];

@@ -1,28 +1,12 @@
-use proptest::collection::{btree_map, vec};
+use fieldline_model::{Decimal, Value};
+use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
 
 const ACCOUNT: AccountId = AccountId::from_bytes([7; 16]);
 
-fn json() -> impl Strategy<Value = Json> {
-    let leaf = prop_oneof![
-        Just(Json::Null),
-        any::<bool>().prop_map(Json::from),
-        any::<i64>().prop_map(Json::from),
-        any::<u64>().prop_map(Json::from),
-        any::<f64>().prop_filter_map("finite", Number::from_f64).prop_map(Json::Number),
-        ".{0,12}".prop_map(Json::from),
-    ];
-    leaf.prop_recursive(4, 32, 4, |inner| {
-        prop_oneof![
-            vec(inner.clone(), 0..4).prop_map(Json::Array),
-            btree_map(".{0,6}", inner, 0..4)
-                .prop_map(|members| Json::Object(members.into_iter().collect())),
-        ]
-    })
-}
-
+/// The codec has its own properties: here a few of each kind are enough.
 fn value() -> impl Strategy<Value = Value> {
     prop_oneof![
         any::<bool>().prop_map(Value::Bool),
@@ -33,7 +17,7 @@ fn value() -> impl Strategy<Value = Value> {
         any::<f64>().prop_filter_map("finite", Value::float),
         ".{0,40}".prop_map(Value::from),
         vec(any::<u8>(), 0..40).prop_map(|bytes| Value::from(bytes.as_slice())),
-        json().prop_map(|json| Value::Json(Arc::new(json))),
+        any::<i64>().prop_map(|n| Value::Json(Arc::new(serde_json::json!({"a": [n]})))),
     ]
 }
 
@@ -250,9 +234,9 @@ fn another_version_is_named() {
     let batch = Batch::mark(ACCOUNT, Uuid::nil());
     let about = batch.about;
     let mut payload = batch.seal(1, 1, 0);
-    payload[0] = 9;
+    payload[0] = 1;
     let head: [u8; HEAD_BYTES] = payload[..HEAD_BYTES].try_into().unwrap();
     let fresh = check(about, &head, &[]);
     payload[HEAD_BYTES - 4..].copy_from_slice(&fresh.to_be_bytes());
-    assert_eq!(open(about, &payload), Err(Refused::Version(9)));
+    assert_eq!(open(about, &payload), Err(Refused::Version(1)));
 }

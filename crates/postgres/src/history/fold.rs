@@ -14,7 +14,8 @@ use crate::connect::Link;
 use crate::error::Fault;
 use crate::history::book::Book;
 use crate::history::row::{
-    Damage, Input, Names, put_bytes, put_value, put_varint, take_value, unzigzag, zigzag,
+    Damage, Input, NEWER, Names, PARTS_MAX, put_bytes, put_signed, put_tagged, put_varint,
+    take_format, take_tagged,
 };
 use crate::history::{Shared, read};
 use crate::pool::whole;
@@ -32,7 +33,7 @@ const CHUNK: i64 = 1_000;
 const PARAMETERS_MAX: usize = 4_096;
 
 /// The format of `last_values.body`.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 /// The newest values of a series.
 type Latest = BTreeMap<ParamName, (i64, Value)>;
@@ -170,8 +171,21 @@ async fn put(link: &Link, messages: &[(i64, Stored)]) -> Result<(), Fault> {
         link.prepared("SELECT series, body FROM last_values WHERE series = ANY($1)").await?;
     let mut names = Names::default();
     for row in link.client.query(&known, &[&ids]).await? {
-        if let Ok(latest) = decode(row.try_get(1)?, &mut names) {
-            series.insert(row.try_get(0)?, latest);
+        let id = row.try_get(0)?;
+        match decode(row.try_get(1)?, &mut names) {
+            Ok(latest) => {
+                series.insert(id, latest);
+            }
+            // A newer node's: to write ours over it would lose what it has.
+            Err(NEWER) => {
+                let what = "last values are folded by a newer program: update this node";
+                return Err(Fault::Damaged(what.to_owned()));
+            }
+            Err(damage) => tracing::error!(
+                series = id,
+                damage = damage.0,
+                "the last values of a series cannot be read, and begin anew"
+            ),
         }
     }
     for (id, message) in messages {
@@ -228,24 +242,23 @@ fn encode(latest: &Latest) -> Vec<u8> {
     put_varint(&mut out, latest.len() as u64);
     for (name, (at, value)) in latest {
         put_bytes(&mut out, name.as_str().as_bytes());
-        put_varint(&mut out, zigzag(*at));
-        put_value(&mut out, value);
+        put_signed(&mut out, *at);
+        put_tagged(&mut out, value);
     }
     out
 }
 
 fn decode(bytes: &[u8], names: &mut Names) -> Result<Latest, Damage> {
     let mut input = Input(bytes);
-    if input.u8()? != FORMAT {
-        return Err(Damage("the format is unknown: a newer version wrote it"));
-    }
+    take_format(&mut input, FORMAT)?;
     let mut latest = Latest::new();
     for _ in 0..input.count()? {
         let name = names.text(input.text()?)?;
-        let at = unzigzag(input.varint()?);
-        latest.insert(name, (at, take_value(&mut input)?));
+        let at = input.signed()?;
+        // The values of many messages: each may be as large as one.
+        latest.insert(name, (at, take_tagged(&mut input, &mut { PARTS_MAX })?));
     }
-    if input.0.is_empty() { Ok(latest) } else { Err(Damage("bytes are left after the values")) }
+    if input.is_empty() { Ok(latest) } else { Err(Damage("bytes are left after the values")) }
 }
 
 #[cfg(test)]
@@ -262,6 +275,12 @@ mod tests {
                 .map(|(name, (at, n))| (ParamName::new(name).unwrap(), (at, Value::Int(n))))
                 .collect();
             prop_assert_eq!(decode(&encode(&latest), &mut Names::default()), Ok(latest));
+        }
+
+        #[test]
+        fn a_newer_format_is_told_from_damage(format in FORMAT + 1.., rest: Vec<u8>) {
+            let newer = decode(&[&[format][..], &rest].concat(), &mut Names::default());
+            prop_assert_eq!(newer, Err(NEWER));
         }
 
         #[test]
