@@ -160,6 +160,7 @@ impl Caches {
         let key = (account, Arc::from(ident));
         match found {
             Some(device) => {
+                devices.unknown.remove(&key);
                 devices.by_ident.insert(key, device.id);
                 devices.by_id.insert((account, device.id), device);
             }

@@ -39,6 +39,9 @@ use journal::Journal;
 use submit::Counters;
 use turns::Turns;
 
+/// How often a device is tried to be registered whose ident others take and give up meanwhile.
+const REGISTER_TRIES_MAX: u32 = 3;
+
 /// Why a device was not registered.
 #[derive(Debug, thiserror::Error)]
 pub enum RegisterError {
@@ -223,10 +226,19 @@ impl Ingest {
         account: AccountId,
         ident: &str,
     ) -> Result<Option<Arc<Device>>, RegistryError> {
-        let caches = &self.inner.caches;
-        if let Some(known) = caches.by_ident(account, ident) {
-            return Ok(known);
+        match self.inner.caches.by_ident(account, ident) {
+            Some(known) => Ok(known),
+            None => self.read_ident(account, ident).await,
         }
+    }
+
+    /// As [`Self::device_by_ident`], whatever the cache says.
+    async fn read_ident(
+        &self,
+        account: AccountId,
+        ident: &str,
+    ) -> Result<Option<Arc<Device>>, RegistryError> {
+        let caches = &self.inner.caches;
         let generation = caches.generation();
         let registry = &self.inner.platform.registry;
         let found = registry.find_object::<Device>(account, "ident", ident).await?;
@@ -259,7 +271,7 @@ impl Ingest {
     }
 
     /// Registers a device that named itself on `channel`, and tells by an event.
-    /// If another connection was faster, that one's device is returned.
+    /// If another connection was faster, on this node or another, that one's device is returned.
     ///
     /// # Errors
     ///
@@ -290,26 +302,33 @@ impl Ingest {
             created_at: now,
         };
         let actor = Actor::system("ingest");
-        match registry.create_object(channel.account, &device, &actor).await {
-            Ok(created) => {
-                let params = own_params([
-                    ("ident", ident.into()),
-                    ("channel.id", channel.id.to_string().into()),
-                    ("protocol", channel.protocol.as_str().into()),
-                ]);
-                let object = created.object.id.0;
-                let registered = EventKind::Registered;
-                self.event(self.new_event(channel.account, registered, object, params)).await;
-                Ok(Arc::new(created.object))
+        let mut tries = 1;
+        loop {
+            match registry.create_object(channel.account, &device, &actor).await {
+                Ok(created) => {
+                    let params = own_params([
+                        ("ident", ident.into()),
+                        ("channel.id", channel.id.to_string().into()),
+                        ("protocol", channel.protocol.as_str().into()),
+                    ]);
+                    let object = created.object.id.0;
+                    let registered = EventKind::Registered;
+                    self.event(self.new_event(channel.account, registered, object, params)).await;
+                    return Ok(Arc::new(created.object));
+                }
+                // Somebody was faster. The cache may not have heard of it yet, and say that nobody has the ident.
+                Err(taken @ RegistryError::Taken { .. }) => {
+                    if let Some(winner) = self.read_ident(channel.account, ident).await? {
+                        return Ok(winner);
+                    }
+                    // Deleted again already.
+                    if tries == REGISTER_TRIES_MAX {
+                        return Err(taken.into());
+                    }
+                    tries += 1;
+                }
+                Err(error) => return Err(error.into()),
             }
-            Err(RegistryError::Taken { .. }) => {
-                let id = device.id.0;
-                let missing =
-                    || RegistryError::NotFound { kind: fieldline_contracts::Kind::Device, id };
-                let found = self.device_by_ident(channel.account, ident).await?;
-                Ok(found.ok_or_else(missing)?)
-            }
-            Err(error) => Err(error.into()),
         }
     }
 

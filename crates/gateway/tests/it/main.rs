@@ -15,6 +15,7 @@ mod hostile;
 mod identity;
 mod live;
 mod nodes;
+mod register;
 mod sessions;
 mod transport;
 

@@ -29,34 +29,34 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{IMEI, SOON, actor, config, login, packet, payload, receive, rest};
 
-struct Node {
-    platform: Platform,
+pub(crate) struct Node {
+    pub(crate) platform: Platform,
     commands: LocalCommands,
-    ingest: Ingest,
-    gateway: Gateway,
-    shutdown: CancellationToken,
-    running: Option<JoinHandle<std::io::Result<Drained>>>,
-    address: SocketAddr,
+    pub(crate) ingest: Ingest,
+    pub(crate) gateway: Gateway,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) running: Option<JoinHandle<std::io::Result<Drained>>>,
+    pub(crate) address: SocketAddr,
 }
 
 /// What a node has of what they share.
-struct Backends {
-    registry: Arc<dyn Registry>,
-    state: Arc<dyn State>,
-    bus: Arc<dyn Bus>,
+pub(crate) struct Backends {
+    pub(crate) registry: Arc<dyn Registry>,
+    pub(crate) state: Arc<dyn State>,
+    pub(crate) bus: Arc<dyn Bus>,
 }
 
 /// Nodes that share all that is kept, as in a cluster.
-struct Nodes {
-    account: AccountId,
-    registry: Arc<dyn Registry>,
-    history: Arc<ScriptedHistory>,
-    channel: Channel,
-    nodes: Vec<Node>,
+pub(crate) struct Nodes {
+    pub(crate) account: AccountId,
+    pub(crate) registry: Arc<dyn Registry>,
+    pub(crate) history: Arc<ScriptedHistory>,
+    pub(crate) channel: Channel,
+    pub(crate) nodes: Vec<Node>,
 }
 
 impl Nodes {
-    async fn start(count: usize, transport: Transport, config: GatewayConfig) -> Self {
+    pub(crate) async fn start(count: usize, transport: Transport, config: GatewayConfig) -> Self {
         let registry = Arc::new(MemoryRegistry::new(Arc::new(SystemClock)));
         let (state, bus) = (Arc::new(MemoryState::new()), Arc::new(MemoryBus::new()));
         let backends = (0..count).map(|_| Backends {
@@ -68,7 +68,11 @@ impl Nodes {
     }
 
     /// A node over each of `backends`.
-    async fn over(backends: Vec<Backends>, transport: Transport, config: GatewayConfig) -> Self {
+    pub(crate) async fn over(
+        backends: Vec<Backends>,
+        transport: Transport,
+        config: GatewayConfig,
+    ) -> Self {
         let clock = Arc::new(SystemClock);
         let history = Arc::new(ScriptedHistory::new());
         let account = AccountId::new(clock.now(), clock.random());
@@ -105,7 +109,7 @@ impl Nodes {
         Self { account, registry, history, channel, nodes }
     }
 
-    async fn device(&self, ident: &str) -> Device {
+    pub(crate) async fn device(&self, ident: &str) -> Device {
         let found = self.registry.find_object::<Device>(self.account, "ident", ident).await;
         found.unwrap().expect("the device is registered").object
     }
@@ -114,7 +118,7 @@ impl Nodes {
         self.nodes.iter().map(|node| node.gateway.connections_count()).collect()
     }
 
-    async fn counts_are(&self, expected: &[usize]) {
+    pub(crate) async fn counts_are(&self, expected: &[usize]) {
         for _ in 0..500 {
             if self.counts() == expected {
                 return;
@@ -134,19 +138,19 @@ impl Nodes {
         panic!("connections are {:?}", self.counts());
     }
 
-    async fn is_online(&self, device: &Device) -> bool {
+    pub(crate) async fn is_online(&self, device: &Device) -> bool {
         let state = &self.nodes[0].platform.state;
         state.presence(self.account, device.id).await.unwrap().connection.is_some()
     }
 
-    async fn log(&self, kind: SeriesKind) -> Vec<Stored> {
+    pub(crate) async fn log(&self, kind: SeriesKind) -> Vec<Stored> {
         for node in &self.nodes {
             node.ingest.flush().await;
         }
         self.history.all(kind)
     }
 
-    async fn presence_events(&self) -> Vec<EventKind> {
+    pub(crate) async fn presence_events(&self) -> Vec<EventKind> {
         let events = self.log(SeriesKind::Event).await;
         let kinds = events.iter().filter_map(stored_event).map(|event| event.kind);
         kinds.filter(|kind| matches!(kind, EventKind::Online | EventKind::Offline)).collect()
@@ -158,13 +162,13 @@ impl Nodes {
         self.nodes[node].commands.submit(self.account, device.id, new, &actor()).await.unwrap()
     }
 
-    async fn stop(&mut self, node: usize) -> Drained {
+    pub(crate) async fn stop(&mut self, node: usize) -> Drained {
         self.nodes[node].shutdown.cancel();
         let running = self.nodes[node].running.take().unwrap();
         timeout(Duration::from_secs(30), running).await.unwrap().unwrap().unwrap()
     }
 
-    async fn stop_all(mut self) {
+    pub(crate) async fn stop_all(mut self) {
         for node in 0..self.nodes.len() {
             self.stop(node).await;
         }
