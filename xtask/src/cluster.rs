@@ -44,7 +44,7 @@ impl Drop for Servers {
 
 /// Starts everything, says where, and runs until the end of input or Ctrl-C.
 pub(crate) fn start() -> Result<(), Failure> {
-    packages::ensure(&["etcd", "psql", "redis-server", "mosquitto"])?;
+    packages::ensure(packages::SERVERS)?;
     console::build()?;
     run("cargo", ["build", "--release", "--locked", "--package", "fieldline"])?;
     if TcpStream::connect((Ipv4Addr::LOCALHOST, HTTP_PORT)).is_ok() {

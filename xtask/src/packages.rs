@@ -14,11 +14,23 @@ const DEBIAN: &[(&str, &str)] = &[
     ("psql", "postgresql"),
     ("redis-server", "redis-server"),
     ("etcd", "etcd-server"),
+    ("patroni", "patroni"),
+    ("/usr/lib/python3/dist-packages/etcd/__init__.py", "python3-etcd"),
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("protoc", "protobuf-compiler"),
     ("/usr/include/google/protobuf/descriptor.proto", "libprotobuf-dev"),
     ("wrk", "wrk"),
+];
+
+/// The servers that a cluster stands on.
+pub(crate) const SERVERS: &[&str] = &[
+    "etcd",
+    "psql",
+    "patroni",
+    "/usr/lib/python3/dist-packages/etcd/__init__.py",
+    "redis-server",
+    "mosquitto",
 ];
 
 /// What builds the program needs: the client of etcd is made from its protocol's description.
@@ -57,7 +69,7 @@ pub(crate) fn ensure(programs: &[&str]) -> Result<(), Failure> {
         [&["install", "--yes", "--quiet", "--no-install-recommends"], missing.as_slice()].concat();
     install(&command).map_err(asked)?;
     // Debian starts servers as it installs them; tests start their own.
-    for service in ["mosquitto", "nginx", "postgresql", "redis-server", "etcd"] {
+    for service in ["mosquitto", "nginx", "patroni", "postgresql", "redis-server", "etcd"] {
         let _not_running = output("service", &[service, "stop"]);
     }
     Ok(())

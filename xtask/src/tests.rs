@@ -84,10 +84,10 @@ fn deny() -> Result<(), Failure> {
 }
 
 fn rust() -> Result<(), Failure> {
-    let servers = ["mosquitto_sub", "mosquitto", "psql", "redis-server", "etcd", "nginx"];
-    // The module for streams, and what makes zones and cuts them off.
-    let beside = ["/usr/lib/nginx/modules/ngx_stream_module.so", "ip", "nft"];
-    packages::ensure(&[servers.as_slice(), beside.as_slice()].concat())?;
+    // Their client, balancers with the module for streams, and what makes zones and cuts them off.
+    let beside =
+        ["mosquitto_sub", "nginx", "/usr/lib/nginx/modules/ngx_stream_module.so", "ip", "nft"];
+    packages::ensure(&[packages::SERVERS, beside.as_slice()].concat())?;
     packages::ensure_cargo("nextest")?;
     run("cargo", ["nextest", "run", "--workspace", "--locked", "--no-fail-fast"])
 }

@@ -5,19 +5,23 @@
 
 mod etcd;
 mod mosquitto;
+mod patroni;
 mod place;
 mod postgres;
 mod process;
 mod redis;
 mod zones;
 
-pub use etcd::Etcd;
+pub use etcd::{Etcd, EtcdCluster};
 pub use mosquitto::Mosquitto;
+pub use patroni::{Database, Pace, Patroni};
 pub use place::Place;
 pub use postgres::Postgres;
-pub use process::{Process, free_port};
+pub use process::{Launch, Process, free_port};
 pub use redis::Redis;
 pub use zones::Zones;
+
+pub use rustix::process::Signal;
 
 mod cut;
 pub use cut::{Cut, Flow};

@@ -1,7 +1,7 @@
 use tempfile::TempDir;
 
 use super::place::Place;
-use super::process::{Process, find, free_port};
+use super::process::{Launch, Process, find, free_port};
 
 /// A mosquitto broker that lets anybody in.
 pub struct Mosquitto {
@@ -48,7 +48,9 @@ impl Mosquitto {
         std::fs::write(&file, text).expect("the folder takes a file");
         let program = find("mosquitto", "mosquitto");
         let arguments = ["-c".into(), file.into_os_string()];
-        let process = Process::start_at(place.clone(), &program, arguments, folder.path(), port);
+        let process = Process::launch(
+            Launch::new(&program, arguments, folder.path(), port).named("mosquitto").at(place),
+        );
         Self { process, _folder: folder }
     }
 

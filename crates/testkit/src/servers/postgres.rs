@@ -5,7 +5,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use super::place::Place;
-use super::process::{Process, free_port};
+use super::process::{Launch, Process, free_port, ran};
 
 /// A PostgreSQL server with the superuser `postgres`, who needs no password, and an empty database `postgres`.
 pub struct Postgres {
@@ -77,21 +77,9 @@ impl Postgres {
         for setting in settings {
             arguments.extend(["-c".to_owned(), (*setting).to_owned()]);
         }
-        let process = if root {
-            let program = bin.join("postgres").to_string_lossy().into_owned();
-            // setpriv becomes the server, so that signals reach it and not a parent of it.
-            let user = ["--reuid=postgres", "--regid=postgres", "--init-groups"].map(str::to_owned);
-            let all = user.into_iter().chain([program]).chain(arguments);
-            Process::start_at(
-                place.clone(),
-                Path::new("/usr/bin/setpriv"),
-                all,
-                folder.path(),
-                port,
-            )
-        } else {
-            Process::start_at(place.clone(), &bin.join("postgres"), arguments, folder.path(), port)
-        };
+        let launch = Launch::new(&bin.join("postgres"), arguments, folder.path(), port);
+        let launch = Launch { user: Some("postgres"), ..launch.at(place) };
+        let process = Process::launch(launch);
         let server = Self { process, _folder: folder };
         server.accepts();
         server
@@ -129,7 +117,7 @@ impl Postgres {
 }
 
 /// Where the newest installed version keeps its programs.
-fn binaries() -> PathBuf {
+pub(super) fn binaries() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let folders = versions.map(|version| version.path().join("bin"));
     let newest = folders.filter(|folder| folder.join("initdb").is_file()).max();
@@ -145,10 +133,4 @@ fn as_user(root: bool, program: &Path) -> Command {
     let mut command = Command::new("/usr/sbin/runuser");
     command.args(["-u", "postgres", "--"]).arg(program);
     command
-}
-
-fn ran(command: &mut Command) {
-    let output = command.output().expect("the program can be run");
-    let printed = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{:?}: {printed}", command.get_program());
 }

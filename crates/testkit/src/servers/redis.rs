@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 
 use super::place::Place;
-use super::process::{Process, find, free_port};
+use super::process::{Launch, Process, find, free_port};
 
 /// A Redis server that keeps nothing on disk.
 pub struct Redis {
@@ -47,7 +47,9 @@ impl Redis {
         arguments.extend(["--appendonly", "no", "--daemonize", "no", "--protected-mode", "no"]);
         arguments.extend(options);
         let program: PathBuf = find("redis-server", "redis-server");
-        let process = Process::start_at(place.clone(), &program, arguments, folder.path(), port);
+        let process = Process::launch(
+            Launch::new(&program, arguments, folder.path(), port).named("redis").at(place),
+        );
         Self { process, folder }
     }
 

@@ -117,3 +117,71 @@ fn zones_that_were_left_behind_are_removed() {
     let redis = Redis::start_at(&ours.place(0), &[]);
     assert!(TcpStream::connect(redis.process.socket()).is_ok(), "{listed}");
 }
+
+#[test]
+fn etcd_members_come_and_go() {
+    let mut etcd = EtcdCluster::start();
+    let write = |etcd: &mut EtcdCluster, at: usize, value: &str| {
+        let (place, port) = (etcd.process(at).place().clone(), etcd.process(at).port());
+        let body = format!(r#"{{"key": "a2V5", "value": "{value}"}}"#);
+        place.ask(port, "/v3/kv/put", Some(&body)).is_some_and(|(status, _)| status == 200)
+    };
+    let holds = |etcd: &mut EtcdCluster, at: usize, value: &str| {
+        let (place, port) = (etcd.process(at).place().clone(), etcd.process(at).port());
+        let (_, answer) = place.ask(port, "/v3/kv/range", Some(r#"{"key": "a2V5"}"#)).unwrap();
+        answer.contains(&format!(r#""value":"{value}""#))
+    };
+    assert!(write(&mut etcd, 0, "b25l"));
+    let leader = etcd.leader().unwrap();
+    etcd.kill(leader);
+    let other = (leader + 1) % 3;
+    etcd.agrees(other);
+    assert!(holds(&mut etcd, other, "b25l"));
+    etcd.restart(leader);
+    etcd.restart_empty(leader);
+    assert!(holds(&mut etcd, leader, "b25l"), "a member without data gets it from the others");
+    etcd.process(leader).pause();
+    assert!(!write(&mut etcd, leader, "dHdv"), "a paused member answers");
+    etcd.process(leader).resume();
+    etcd.agrees(leader);
+    etcd.restart_all();
+    assert!(holds(&mut etcd, 0, "b25l") || holds(&mut etcd, 0, "dHdv"));
+    etcd.restart_all_empty();
+    assert!(!holds(&mut etcd, 0, "b25l") && !holds(&mut etcd, 0, "dHdv"));
+}
+
+fn say(text: &str) {
+    writeln!(std::io::stderr(), "{text}").unwrap();
+}
+
+/// Two of three die, one after the other, and what was confirmed is there.
+#[test]
+fn patroni_promotes_the_standby_that_has_it_all() {
+    let etcd = Etcd::start();
+    let began = std::time::Instant::now();
+    let mut patroni = Patroni::start(&[etcd.url().replace("http://", "")]);
+    say(&format!("a leader and a standby after {:.1} s", began.elapsed().as_secs_f64()));
+    patroni.sql("CREATE TABLE numbers (n int)");
+    patroni.sql("INSERT INTO numbers VALUES (1)");
+    let (leader, standby) = (patroni.leader().unwrap(), patroni.standby().unwrap());
+    patroni.member(leader).kill();
+    let began = std::time::Instant::now();
+    assert_eq!(patroni.settled(), standby);
+    say(&format!("a leader and a standby again after {:.1} s", began.elapsed().as_secs_f64()));
+    patroni.sql("INSERT INTO numbers VALUES (2)");
+    patroni.member(leader).restart();
+    patroni.whole();
+    // One that stands still is no standby any more, and nothing waits for it.
+    let standby = patroni.standby().unwrap();
+    patroni.member(standby).pause();
+    patroni.sql("INSERT INTO numbers VALUES (3)");
+    patroni.member(standby).resume();
+    assert_eq!(patroni.sql("SELECT count(*) FROM numbers").trim(), "3");
+    let processes: Vec<u32> = patroni.members().iter().filter_map(Database::postmaster).collect();
+    assert_eq!(processes.len(), 3);
+    drop(patroni);
+    for id in processes {
+        let state = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        assert!(state.is_empty() || state.contains(") Z "), "PostgreSQL lives on: {state}");
+    }
+}
