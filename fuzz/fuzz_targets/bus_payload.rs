@@ -7,7 +7,8 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((&choice, bytes)) = bytes.split_first() else { return };
-    let all = [Kind::Message, Kind::State, Kind::Event, Kind::Log, Kind::Mark];
+    let all =
+        [Kind::Message, Kind::State, Kind::Event, Kind::Log, Kind::Client, Kind::Mark];
     let kind = all[usize::from(choice) % all.len()];
     let account = AccountId::from_bytes([1; 16]);
     let about = About { account, kind, object: DeviceId::from_bytes([2; 16]).0 };

@@ -1,4 +1,4 @@
-//! `Bus`: live messages, state changes, events and logs. It makes things prompt;
+//! `Bus`: live messages, state changes, events, logs and what is between MQTT clients. It makes things prompt;
 //! what must not be missed is read from `History`.
 
 use std::collections::{HashMap, VecDeque};
@@ -9,6 +9,8 @@ use fieldline_model::{AccountId, DeviceId, Event, ParamName, SeriesKind, Stored}
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use uuid::Uuid;
+
+use crate::clients::{ClientMessage, ClientSessions};
 
 /// What kind of item is published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,6 +23,8 @@ pub enum Topic {
     Event,
     /// Log lines of devices and channels.
     Log,
+    /// What MQTT clients tell each other, and what nodes tell each other of them.
+    Client,
 }
 
 /// One published item. Clones are cheap.
@@ -51,6 +55,10 @@ pub enum BusItem {
         /// The lines.
         lines: Arc<[Stored]>,
     },
+    /// A message between clients.
+    Client(Arc<ClientMessage>),
+    /// Sessions of clients.
+    Sessions(Arc<ClientSessions>),
 }
 
 impl BusItem {
@@ -62,6 +70,7 @@ impl BusItem {
             Self::State { .. } => Topic::State,
             Self::Event(_) => Topic::Event,
             Self::Log { .. } => Topic::Log,
+            Self::Client(_) | Self::Sessions(_) => Topic::Client,
         }
     }
 
@@ -76,16 +85,19 @@ impl BusItem {
             Self::State { params, .. } => params.len() * 16,
             Self::Event(event) => 128 + event.params.content_bytes(),
             Self::Log { lines, .. } => of_stored(lines),
+            Self::Client(message) => 128 + message.content_bytes(),
+            Self::Sessions(all) => all.sessions.iter().map(|(id, _)| 32 + id.len()).sum(),
         }
     }
 
-    /// The device, channel or other object it is about.
+    /// The device, channel or other object it is about; nil for what is between clients.
     #[must_use]
     pub fn object(&self) -> Uuid {
         match self {
             Self::Messages { device, .. } | Self::State { device, .. } => device.0,
             Self::Event(event) => event.object,
             Self::Log { object, .. } => *object,
+            Self::Client(_) | Self::Sessions(_) => Uuid::nil(),
         }
     }
 }

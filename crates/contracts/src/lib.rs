@@ -10,6 +10,7 @@
 pub mod bus;
 pub mod calls;
 pub mod channels;
+pub mod clients;
 pub mod clock;
 pub mod cluster;
 pub mod commands;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 pub use bus::{Bus, BusItem, Lagged, MemoryBus, Subscription, Topic, TopicFilter};
 pub use calls::{CallError, Caller, Calls, Duplex, Handlers, MemoryCalls, Opening, TraceParent};
 pub use channels::{ChannelControl, ChannelStatus, ConnectionInfo};
+pub use clients::{ClientMessage, ClientSessions};
 pub use clock::{Clock, SystemClock, TestClock};
 pub use cluster::{
     Cluster, ClusterError, Deadline, Holder, Lease, Member, Membership, MemoryCluster, NoPeers,

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use fieldline_model::{
@@ -185,6 +186,15 @@ pub trait State: Send + Sync + 'static {
     /// [`StateError::Unavailable`]; the backend forgets it by itself when it can.
     async fn forget(&self, account: AccountId, device: DeviceId) -> Result<(), StateError>;
 
+    /// A number above `floor` and above all that were given before, to any node: it orders what happens on different
+    /// nodes. A backend that lost its memory knows of none before, so `floor` should be the time in microseconds, or the
+    /// highest number that the caller has met if that is more.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Unavailable`].
+    async fn ticket(&self, floor: u64) -> Result<u64, StateError>;
+
     /// Sets a value of the status of the module `key`, as its owner since `epoch`. Returns whether
     /// it changed. Refused for good to an epoch older than one that has written.
     ///
@@ -289,13 +299,18 @@ type Shard = HashMap<(AccountId, DeviceId), DeviceState>;
 pub struct MemoryState {
     shards: Vec<RwLock<Shard>>,
     status: RwLock<HashMap<AccountId, Arc<StatusTable>>>,
+    ticket: AtomicU64,
 }
 
 impl MemoryState {
     /// An empty state.
     #[must_use]
     pub fn new() -> Self {
-        Self { shards: (0..64).map(|_| RwLock::default()).collect(), status: RwLock::default() }
+        Self {
+            shards: (0..64).map(|_| RwLock::default()).collect(),
+            status: RwLock::default(),
+            ticket: AtomicU64::new(0),
+        }
     }
 
     /// Takes over the last values that `history` has: at start.
@@ -468,6 +483,12 @@ impl State for MemoryState {
     async fn forget(&self, account: AccountId, device: DeviceId) -> Result<(), StateError> {
         self.shard(device).write().remove(&(account, device));
         Ok(())
+    }
+
+    async fn ticket(&self, floor: u64) -> Result<u64, StateError> {
+        let next = |last: u64| Some(last.max(floor).saturating_add(1));
+        let last = self.ticket.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
+        Ok(last.unwrap_or_default().max(floor).saturating_add(1))
     }
 
     async fn status_set(

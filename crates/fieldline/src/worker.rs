@@ -222,8 +222,12 @@ async fn serve(all: Serve<'_>) -> Result<(), Failure> {
     }
     if roles.contains(&Role::Mqtt) {
         let auth = auth.clone();
-        let services =
-            fieldline_mqtt::Services { platform: platform.clone(), ingest: ingest.clone(), auth };
+        let services = fieldline_mqtt::Services {
+            platform: platform.clone(),
+            ingest: ingest.clone(),
+            auth,
+            node: backends.name_among_others().map(str::to_owned),
+        };
         let config = MqttConfig {
             connections_max: config.mqtt.connections_max.min(shares.mqtt),
             ..MqttConfig::default()

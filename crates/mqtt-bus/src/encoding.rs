@@ -6,6 +6,7 @@
 //!           of a log topic:      series kind (1) stored* 0
 //!           of a state topic:    name* 0
 //!           of an event topic:   account? id (16) kind (1) timestamp params
+//!           of a client topic:   see `client.rs`
 //! stored  = 1 | 2 account (16) series kind (1) object (16); timestamp received shard seq params
 //! params  = (name value)* 0
 //! name    = 1 length text, which gives it the next number from 2 on in this payload | number
@@ -16,6 +17,7 @@
 //! of all else: nothing is taken for an item that was not published as one, on this topic. What a payload may make a reader
 //! reserve is bounded by its length and by [`PARTS_MAX`].
 
+mod client;
 mod input;
 
 use std::collections::HashMap;
@@ -55,6 +57,8 @@ pub enum Kind {
     Event,
     /// Log lines of a device or channel.
     Log,
+    /// What is between the account's MQTT clients.
+    Client,
     /// Nothing: how far a publisher has come, so that a loss at its end is noticed.
     Mark,
 }
@@ -68,6 +72,7 @@ impl Kind {
             Self::State => "state",
             Self::Event => "event",
             Self::Log => "log",
+            Self::Client => "client",
             Self::Mark => "mark",
         }
     }
@@ -75,7 +80,7 @@ impl Kind {
     /// The kind of this name.
     #[must_use]
     pub fn of_name(name: &str) -> Option<Self> {
-        let all = [Self::Message, Self::State, Self::Event, Self::Log, Self::Mark];
+        let all = [Self::Message, Self::State, Self::Event, Self::Log, Self::Client, Self::Mark];
         all.into_iter().find(|kind| kind.name() == name)
     }
 
@@ -85,6 +90,7 @@ impl Kind {
             BusItem::State { .. } => Self::State,
             BusItem::Event(_) => Self::Event,
             BusItem::Log { .. } => Self::Log,
+            BusItem::Client(_) | BusItem::Sessions(_) => Self::Client,
         }
     }
 }
@@ -292,6 +298,16 @@ impl<'a> Writer<'a> {
                 self.begin(about);
                 let account = self.account;
                 self.with(|out, names| put_event(out, names, account, event));
+                self.count();
+            }
+            BusItem::Client(message) => {
+                self.begin(about);
+                self.with(|out, _| client::put_message(out, message));
+                self.count();
+            }
+            BusItem::Sessions(sessions) => {
+                self.begin(about);
+                self.with(|out, _| client::put_sessions(out, sessions));
                 self.count();
             }
         }

@@ -7,8 +7,8 @@
 //! - This process listens at the broker to the accounts that it has subscribers of. They are served by a [`MemoryBus`], each at
 //!   its own pace. What the process publishes itself reaches them at once, without the broker, be it there or not.
 //! - [`MqttBus`] never waits to publish. While the broker is away at most [`MqttBusConfig::queue_items_max`] items and
-//!   [`MqttBusConfig::queue_bytes_max`] bytes wait; of more, the oldest are dropped and counted, and subscribers elsewhere are told
-//!   `Lagged` in their place.
+//!   [`MqttBusConfig::queue_bytes_max`] bytes wait; of more, the oldest of the account that has most are dropped and counted, and
+//!   subscribers elsewhere are told `Lagged` in their place. Accounts take turns at being sent.
 //! - Whoever subscribes while the broker is away is told `Lagged(0)` once it is listened to there, and so is everybody after the
 //!   broker has forgotten its subscribers: items may be missing, and nobody knows how many.
 //!

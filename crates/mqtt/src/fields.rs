@@ -97,6 +97,7 @@ pub(crate) mod allowed {
     pub(crate) const CONNECT: u64 = bits(&[17, 33, 39, 34, 25, 23, 38, 21, 22]);
     pub(crate) const WILL: u64 = bits(&[24, 1, 2, 3, 8, 9, 38]);
     pub(crate) const PUBLISH: u64 = bits(&[1, 2, 3, 8, 9, 35, 38]);
+    pub(crate) const FORWARDED: u64 = bits(&[1, 3, 8, 9, 38]);
     pub(crate) const ACK: u64 = bits(&[31, 38]);
     pub(crate) const SUBSCRIBE: u64 = bits(&[11, 38]);
     pub(crate) const UNSUBSCRIBE: u64 = bits(&[38]);
@@ -115,13 +116,25 @@ pub(crate) enum Value {
 pub(crate) fn properties(
     body: &mut Bytes,
     allowed: u64,
-    mut visit: impl FnMut(u8, Value) -> Result<(), CodecError>,
+    visit: impl FnMut(u8, Value) -> Result<(), CodecError>,
 ) -> Result<(), CodecError> {
     let length = take_varint(body)? as usize;
     if length > body.remaining() {
         return Err(malformed("the properties are longer than the packet"));
     }
-    let mut block = body.split_to(length);
+    each_property(body.split_to(length), allowed, visit)
+}
+
+/// Whether `props` are properties as receivers get them, whole and of the right kinds.
+pub(crate) fn are_forwarded(props: &Bytes) -> bool {
+    each_property(props.clone(), allowed::FORWARDED, |_, _| Ok(())).is_ok()
+}
+
+fn each_property(
+    mut block: Bytes,
+    allowed: u64,
+    mut visit: impl FnMut(u8, Value) -> Result<(), CodecError>,
+) -> Result<(), CodecError> {
     let (mut seen, mut user) = (0_u64, 0_usize);
     while block.has_remaining() {
         let id = take_u8(&mut block)?;

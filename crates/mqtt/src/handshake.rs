@@ -288,6 +288,7 @@ async fn admit(
     let session = Session::new(client, link, permit, connect, keep_alive_s, input, output);
     // After joining, so that the bus is not let go of between the two.
     hub.follow(&shared.background, &shared.stop).await;
+    hub.take_seat(number, &client_id).await;
     recheck(shared, &identity, session).await
 }
 

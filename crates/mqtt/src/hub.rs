@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fieldline_auth::Identity;
-use fieldline_contracts::{Bus, BusItem, LastValue, State, StateError, TopicFilter};
+use fieldline_contracts::{
+    Bus, BusItem, ClientSessions, LastValue, State, StateError, TopicFilter,
+};
 use fieldline_model::{AccountId, DeviceId, Event, Scope, SeriesKind, Stored};
 use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -26,6 +28,7 @@ use crate::codec::Reason;
 use crate::config::MqttConfig;
 use crate::link::{Delivery, Identifiers, Link, Message, Pushed, QueueLimits};
 use crate::metrics;
+use crate::nodes::Nodes;
 use crate::routes::{Entry, Options, Routes};
 use crate::topic::{matches, push_level};
 
@@ -52,6 +55,13 @@ pub(crate) struct Member {
     pub(crate) identity: Arc<Identity>,
 }
 
+impl Member {
+    /// Whether its connection has not been told to end.
+    fn stays(&self) -> bool {
+        self.link.kicked().is_none()
+    }
+}
+
 /// Whether `identity` may see what is about `object`: one restricted to some
 /// devices sees nothing that is not about one of them.
 pub(crate) fn may_see(identity: &Identity, object: Option<Uuid>) -> bool {
@@ -61,12 +71,21 @@ pub(crate) fn may_see(identity: &Identity, object: Option<Uuid>) -> bool {
 #[derive(Default)]
 struct Inner {
     members: HashMap<u64, Member>,
-    clients: HashMap<Arc<str>, u64>,
+    clients: HashMap<Arc<str>, Seat>,
     routes: Routes,
     retained: BTreeMap<Arc<str>, Arc<Message>>,
     retained_bytes: usize,
     /// Whether a task follows the bus.
     followed: bool,
+}
+
+/// Who has a client id.
+struct Seat {
+    session: u64,
+    /// Its number among the sessions of all nodes; 0 until it has one, and where this node is alone.
+    number: u64,
+    /// The highest number that others told while it had none.
+    heard: u64,
 }
 
 struct Bucket {
@@ -88,6 +107,8 @@ pub(crate) struct Hub {
     config: Arc<MqttConfig>,
     bus: Arc<dyn Bus>,
     state: Arc<dyn State>,
+    /// The other nodes, if there may be some.
+    nodes: Option<Arc<Nodes>>,
     /// Whether last values could not be read when last asked for: an outage is logged once.
     state_fails: AtomicBool,
     inner: Mutex<Inner>,
@@ -107,6 +128,7 @@ impl Hub {
         config: Arc<MqttConfig>,
         bus: Arc<dyn Bus>,
         state: Arc<dyn State>,
+        nodes: Option<Arc<Nodes>>,
     ) -> Self {
         let tokens = f64::from(config.account_publishes_per_s_max) * RATE_S;
         Self {
@@ -114,6 +136,7 @@ impl Hub {
             config,
             bus,
             state,
+            nodes,
             state_fails: AtomicBool::new(false),
             inner: Mutex::default(),
             starting: tokio::sync::Mutex::default(),
@@ -138,14 +161,15 @@ impl Hub {
     /// If the account has as many clients as it may.
     pub(crate) fn join(&self, session: u64, member: Member) -> Result<(), Reason> {
         let mut inner = self.inner.lock();
-        let earlier = inner.clients.get(&member.client_id).copied();
+        let earlier = inner.clients.get(&member.client_id).map(|seat| seat.session);
         if earlier.is_none() && inner.members.len() >= self.config.account_connections_max {
             return Err(Reason::QuotaExceeded);
         }
         if let Some(earlier) = earlier.and_then(|earlier| inner.members.get(&earlier)) {
             earlier.link.kick(Reason::SessionTakenOver);
         }
-        inner.clients.insert(Arc::clone(&member.client_id), session);
+        let seat = Seat { session, number: 0, heard: 0 };
+        inner.clients.insert(Arc::clone(&member.client_id), seat);
         inner.members.insert(session, member);
         Ok(())
     }
@@ -158,7 +182,7 @@ impl Hub {
         }
         let Some(member) = inner.members.remove(&session) else { return };
         // If it was taken over, the name is another session's by now.
-        if inner.clients.get(&member.client_id) == Some(&session) {
+        if inner.clients.get(&member.client_id).is_some_and(|seat| seat.session == session) {
             inner.clients.remove(&member.client_id);
         }
     }
@@ -320,6 +344,95 @@ impl Hub {
         (found, None)
     }
 
+    /// Whether there are no other nodes.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.nodes.is_none()
+    }
+
+    /// Gives a message to the other nodes, in the order of the calls. Waits for none of them.
+    pub(crate) async fn spread(&self, message: &Message) {
+        if let Some(nodes) = &self.nodes {
+            metrics::between_nodes("out");
+            self.bus.publish(self.account, vec![nodes.outgoing(message)]).await;
+        }
+    }
+
+    /// Gives a session its number among those of all nodes, and tells them of it. To be called once the bus is followed:
+    /// then of two that connect at once the one with the higher number hears of the other or is heard by it, and stays.
+    pub(crate) async fn take_seat(&self, session: u64, client_id: &Arc<str>) {
+        let Some(nodes) = &self.nodes else { return };
+        let number = nodes.number().await;
+        {
+            let mut inner = self.inner.lock();
+            let inner = &mut *inner;
+            let Some(seat) = inner.clients.get_mut(client_id) else { return };
+            // Another took the name here meanwhile, and tells the others itself.
+            if seat.session != session {
+                return;
+            }
+            seat.number = number;
+            if seat.heard > number {
+                if let Some(member) = inner.members.get(&session) {
+                    member.link.kick(Reason::SessionTakenOver);
+                }
+                return;
+            }
+        }
+        self.tell_sessions(nodes, vec![(Arc::clone(client_id), number)]).await;
+    }
+
+    /// Tells the other nodes of sessions here.
+    async fn tell_sessions(&self, nodes: &Nodes, sessions: Vec<(Arc<str>, u64)>) {
+        let items = nodes.sessions(&sessions);
+        if !items.is_empty() {
+            self.bus.publish(self.account, items).await;
+        }
+    }
+
+    /// Tells the other nodes of all sessions here: what was told before may not have been heard. Who knows of a newer one
+    /// answers.
+    async fn tell_all_sessions(&self) {
+        let Some(nodes) = &self.nodes else { return };
+        let all = {
+            let inner = self.inner.lock();
+            let told = |seat: &Seat| {
+                let stays = inner.members.get(&seat.session).is_some_and(Member::stays);
+                seat.number > 0 && stays
+            };
+            let seats = inner.clients.iter().filter(|(_, seat)| told(seat));
+            seats.map(|(client_id, seat)| (Arc::clone(client_id), seat.number)).collect()
+        };
+        self.tell_sessions(nodes, all).await;
+    }
+
+    /// Another node has sessions: of two of one client id the older goes.
+    async fn heard(&self, told: &ClientSessions) {
+        let Some(nodes) = self.nodes.as_ref().filter(|nodes| nodes.origin() != told.origin) else {
+            return;
+        };
+        let mut newer = Vec::new();
+        {
+            let mut inner = self.inner.lock();
+            let inner = &mut *inner;
+            for (client_id, number) in &told.sessions {
+                nodes.meet(*number);
+                let Some(seat) = inner.clients.get_mut(client_id) else { continue };
+                if seat.number == 0 {
+                    seat.heard = seat.heard.max(*number);
+                    continue;
+                }
+                let Some(member) = inner.members.get(&seat.session) else { continue };
+                // Two of one number were given it by clocks: then chance decides, the same on both sides.
+                if (*number, told.origin) > (seat.number, nodes.origin()) {
+                    member.link.kick(Reason::SessionTakenOver);
+                } else if member.stays() {
+                    newer.push((Arc::clone(client_id), seat.number));
+                }
+            }
+        }
+        self.tell_sessions(nodes, newer).await;
+    }
+
     /// Hands a message to everyone who wants it; returns how many that are.
     pub(crate) fn publish(&self, message: &Arc<Message>) -> usize {
         let hits = self.find(&message.topic, message.object, message.publisher);
@@ -423,6 +536,7 @@ impl Hub {
                         warn!(dropped = lagged.0, "bus is faster than MQTT routing, items lost");
                         // Last values can be made good; the rest is in history.
                         hub.each_member(|member| member.link.mark_stale());
+                        hub.tell_all_sessions().await;
                     }
                 }
                 if deliveries >= TURN_DELIVERIES {
@@ -453,6 +567,16 @@ impl Hub {
                 }
                 let payload = event_json(&event).into();
                 self.push(&hits, &Arc::new(own(topic, payload, Some(event.object), false)))
+            }
+            BusItem::Client(told) => {
+                let Some(nodes) = &self.nodes else { return 0 };
+                let Some(message) = nodes.incoming(&told) else { return 0 };
+                metrics::between_nodes("in");
+                self.publish(&Arc::new(message))
+            }
+            BusItem::Sessions(told) => {
+                self.heard(&told).await;
+                0
             }
             BusItem::State { device, params } => {
                 if !self.inner.lock().routes.listens_to("state") {

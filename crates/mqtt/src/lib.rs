@@ -26,6 +26,7 @@ mod handshake;
 mod hub;
 mod link;
 mod metrics;
+mod nodes;
 pub mod payload;
 mod publish;
 mod reason;
@@ -57,6 +58,7 @@ use tracing::warn;
 pub use config::{ConfigError, MqttConfig};
 use handshake::Handshakes;
 use hub::Hub;
+use nodes::Nodes;
 pub use topic::ROOTS;
 
 /// Wait after the system refused a connection, mostly for want of files.
@@ -85,6 +87,8 @@ pub struct Services {
     pub ingest: Ingest,
     /// Sign-in.
     pub auth: Auth,
+    /// The name of this node where there may be others.
+    pub node: Option<String>,
 }
 
 /// How the broker ended.
@@ -99,6 +103,7 @@ pub(crate) struct Shared {
     config: Arc<MqttConfig>,
     services: Services,
     hubs: Mutex<HashMap<AccountId, Arc<Hub>>>,
+    nodes: Option<Arc<Nodes>>,
     sessions: AtomicU64,
     permits: Arc<Semaphore>,
     handshakes: Arc<Handshakes>,
@@ -113,7 +118,8 @@ impl Shared {
         let hub = hubs.entry(account).or_insert_with(|| {
             let Platform { bus, state, .. } = &self.services.platform;
             let (bus, state) = (Arc::clone(bus), Arc::clone(state));
-            Arc::new(Hub::new(account, Arc::clone(&self.config), bus, state))
+            let nodes = self.nodes.clone();
+            Arc::new(Hub::new(account, Arc::clone(&self.config), bus, state, nodes))
         });
         Arc::clone(hub)
     }
@@ -152,7 +158,12 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Drained {
     let drain_timeout = config.drain_timeout;
+    let nodes = services.node.as_ref().map(|_| {
+        let Platform { clock, state, .. } = &services.platform;
+        Arc::new(Nodes::new(Arc::clone(clock), Arc::clone(state)))
+    });
     let shared = Arc::new(Shared {
+        nodes,
         permits: Arc::new(Semaphore::new(config.connections_max.min(Semaphore::MAX_PERMITS))),
         handshakes: Arc::new(Handshakes::new(config.handshakes_max)),
         config: Arc::new(config),

@@ -56,3 +56,8 @@ pub(crate) fn published(kind: &'static str, reason: Reason) {
 pub(crate) fn throttled() {
     counter!("fieldline_mqtt_throttled_total").increment(1);
 }
+
+/// A message of a client went to the other nodes (`out`) or came from one (`in`).
+pub(crate) fn between_nodes(direction: &'static str) {
+    counter!("fieldline_mqtt_between_nodes_total", "direction" => direction).increment(1);
+}

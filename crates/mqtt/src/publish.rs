@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fieldline_auth::Identity;
+use fieldline_contracts::clients::CLIENT_MESSAGE_BYTES_MAX;
 use fieldline_contracts::{CommandError, HistoryError, NewCommand};
 use fieldline_ingest::own_params;
 use fieldline_model::{
@@ -144,7 +145,7 @@ impl Client {
         let outcome = match target {
             Ok(Target::Ingest { device }) => self.batch(device, incoming.payload).await,
             Ok(Target::Command { device, name }) => self.command(device, name, &incoming).await,
-            Ok(Target::Client { object }) => self.route(object, &incoming),
+            Ok(Target::Client { object }) => self.route(object, &incoming).await,
             Err(refusal) => Err(refusal),
         };
         match &outcome {
@@ -234,7 +235,7 @@ impl Client {
     }
 
     /// Hands a message to other clients of the account.
-    fn route(&self, object: Option<Uuid>, incoming: &Incoming<'_>) -> Result<Taken, Refusal> {
+    async fn route(&self, object: Option<Uuid>, incoming: &Incoming<'_>) -> Result<Taken, Refusal> {
         let now = Instant::now();
         let expires_at = incoming.props.expiry_s.map(|s| now + Duration::from_secs(u64::from(s)));
         let message = Arc::new(Message {
@@ -247,13 +248,20 @@ impl Client {
             publisher: self.session,
             object,
         });
+        if !self.hub.is_alone() && message.bytes() > CLIENT_MESSAGE_BYTES_MAX {
+            let text = "a message to clients of all nodes has at most 1 MiB";
+            return Err(Refusal::new(Reason::QuotaExceeded, text));
+        }
         if incoming.retain {
             self.hub.retain(&message).map_err(|reason| {
                 Refusal::new(reason, "the account retains as many messages or bytes as it may")
             })?;
         }
-        let reason = match self.hub.publish(&message) {
-            0 => Reason::NoMatchingSubscribers,
+        let here = self.hub.publish(&message);
+        self.hub.spread(&message).await;
+        // Of subscribers on other nodes nothing is known.
+        let reason = match here {
+            0 if self.hub.is_alone() => Reason::NoMatchingSubscribers,
             _ => Reason::Success,
         };
         Ok(Taken::Done(reason))
@@ -333,7 +341,9 @@ impl Client {
                         if let Some(data) = correlation {
                             message.props = encode::correlation(&data).freeze();
                         }
-                        room.hub.publish(&Arc::new(message));
+                        let message = Arc::new(message);
+                        room.hub.publish(&message);
+                        room.hub.spread(&message).await;
                         return;
                     }
                     Ok(_) => {}

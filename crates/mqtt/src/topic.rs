@@ -79,6 +79,25 @@ pub(crate) fn target(topic: &str) -> Result<Target<'_>, &'static str> {
     }
 }
 
+/// What a topic that came from another node is about: a client's, or that of an answer to a command. `None` if it is
+/// neither.
+pub(crate) fn of_another_node(topic: &str) -> Option<Option<Uuid>> {
+    if topic.contains(['+', '#', '\0']) {
+        return None;
+    }
+    if let Some(command) = topic.strip_suffix("/answer") {
+        let Ok(Target::Command { device, .. }) = target(command) else {
+            let Ok(Target::Client { object }) = target(topic) else { return None };
+            return Some(object);
+        };
+        return Some(Some(device.0));
+    }
+    match target(topic) {
+        Ok(Target::Client { object }) => Some(object),
+        _ => None,
+    }
+}
+
 /// Checks a filter.
 ///
 /// # Errors
@@ -214,6 +233,28 @@ mod tests {
         assert_eq!(target("ingest/a/b"), Ok(Target::Ingest { device: "a/b" }));
         assert!(target("command/nonsense/text").is_err());
         assert!(target("command/01932f6e-8f7a-7cc0-98c4-dc0c0c07398f/text/answer").is_err());
+    }
+
+    #[test]
+    fn other_nodes_send_what_is_between_clients_alone() {
+        let device = "01932f6e-8f7a-7cc0-98c4-dc0c0c07398f";
+        let id = Uuid::try_parse(device).ok();
+        for (topic, about) in [
+            ("client/a", Some(None)),
+            ("client/a/answer", Some(None)),
+            (&*format!("client/{device}/x"), Some(id)),
+            (&*format!("client/{device}/answer"), Some(id)),
+            (&*format!("command/{device}/text/answer"), Some(id)),
+            (&*format!("command/{device}/text"), None),
+            (&*format!("message/{device}"), None),
+            ("ingest/a", None),
+            ("client/+", None),
+            ("client/", None),
+            ("/answer", None),
+            ("", None),
+        ] {
+            assert_eq!(of_another_node(topic), about, "{topic}");
+        }
     }
 
     proptest! {

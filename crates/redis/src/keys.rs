@@ -18,6 +18,8 @@ pub(crate) struct Keys {
     pub(crate) lost: String,
     /// The last version of a status.
     pub(crate) version: String,
+    /// The last ticket.
+    pub(crate) ticket: String,
     /// Which process each node is that has not left in order.
     pub(crate) nodes: String,
     /// What the keys of living nodes begin with.
@@ -36,6 +38,7 @@ impl Keys {
             mended: key("mended"),
             lost: key("lost"),
             version: key("version"),
+            ticket: key("ticket"),
             nodes: key("nodes"),
             node: key("n:"),
         }

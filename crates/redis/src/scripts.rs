@@ -30,6 +30,7 @@ pub(crate) struct Scripts {
     pub(crate) presence: Script,
     pub(crate) status_set: Script,
     pub(crate) status_clear: Script,
+    pub(crate) ticket: Script,
     pub(crate) beat: Script,
     pub(crate) leave: Script,
     pub(crate) distrust: Script,
@@ -176,6 +177,14 @@ redis.call('PUBLISH', KEYS[4], version .. ARGV[1] .. struct.pack('B', #ARGV[2]) 
 return {'set'}
 ";
 
+/// KEYS: ticket. ARGV: floor. Lua's numbers are exact far beyond the microseconds of our days.
+const TICKET: &str = r"
+local last = tonumber(redis.call('GET', KEYS[1]) or '0')
+local ticket = string.format('%.0f', math.max(last, tonumber(ARGV[1])) + 1)
+redis.call('SET', KEYS[1], ticket)
+return ticket
+";
+
 /// KEYS: node, nodes, since, marker, stale, mended, lock. ARGV: node, incarnation, ttl_ms, prefix of
 /// nodes' keys, the memory that was told all of the node. A node that is gone without a word may
 /// have taken with it what it had not told. Says also how many other living nodes have not told all.
@@ -263,6 +272,7 @@ impl Scripts {
             presence: Script::new(PRESENCE),
             status_set: versioned(STATUS_SET),
             status_clear: versioned(STATUS_CLEAR),
+            ticket: Script::new(TICKET),
             beat: Script::new(BEAT),
             leave: Script::new(LEAVE),
             distrust: Script::new(DISTRUST),
@@ -273,7 +283,7 @@ impl Scripts {
         }
     }
 
-    pub(crate) fn all(&self) -> [&Script; 13] {
+    pub(crate) fn all(&self) -> [&Script; 14] {
         [
             &self.apply,
             &self.connected,
@@ -281,6 +291,7 @@ impl Scripts {
             &self.presence,
             &self.status_set,
             &self.status_clear,
+            &self.ticket,
             &self.beat,
             &self.leave,
             &self.distrust,

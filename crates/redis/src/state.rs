@@ -331,6 +331,14 @@ impl State for RedisState {
         forgotten.map(|_| ())
     }
 
+    async fn ticket(&self, floor: u64) -> Result<u64, StateError> {
+        let inner = &*self.inner;
+        let mut call = inner.writable()?;
+        let mut cmd = script(&inner.scripts.ticket, &[&inner.keys.ticket]);
+        cmd.arg(floor);
+        inner.answer(call.serial, cmd.query_async(&mut call.connection)).await
+    }
+
     async fn status_set(
         &self,
         account: AccountId,

@@ -100,6 +100,10 @@ impl State for SwitchedState {
         self.there()?.forget(account, device).await
     }
 
+    async fn ticket(&self, floor: u64) -> Result<u64, StateError> {
+        self.there()?.ticket(floor).await
+    }
+
     async fn status_set(
         &self,
         account: AccountId,

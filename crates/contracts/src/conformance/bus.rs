@@ -13,7 +13,9 @@ use fieldline_model::{
     Timestamp,
 };
 
-use crate::{Bus, BusItem, Lagged, Subscription, Topic, TopicFilter};
+use crate::{
+    Bus, BusItem, ClientMessage, ClientSessions, Lagged, Subscription, Topic, TopicFilter,
+};
 
 const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
 
@@ -185,6 +187,42 @@ suite! {
             }
         }
         assert!(dropped > 0, "a queue without a bound");
+    }
+
+    /// What is between clients arrives as it was, in order, and apart from other topics.
+    async fn messages_of_clients_arrive_as_they_were(bus) {
+        let (account, device) = (account(), device());
+        let filter = TopicFilter { topics: vec![Topic::Client], objects: Vec::new() };
+        let mut subscription = bus.subscribe(account, filter).await;
+        let message = |payload: &[u8], expires_at| ClientMessage {
+            origin: u64::MAX,
+            topic: "client/a/\u{e9}".into(),
+            payload: payload.to_vec().into(),
+            props: vec![0x26, 0, 1, b'a', 0, 1, b'b'].into(),
+            at_least_once: expires_at != Some(START),
+            retain: expires_at == Some(START),
+            expires_at,
+        };
+        let sessions = ClientSessions { origin: 0, sessions: vec![("a".into(), 1), ("".into(), u64::MAX)] };
+        // The last is as large as messages may be.
+        let large = vec![7; crate::clients::CLIENT_MESSAGE_BYTES_MAX - 64];
+        let all = [message(b"", None), message(&[0, 255], Some(START)), message(&large, None)];
+        let client = |one: &ClientMessage| BusItem::Client(Arc::new(one.clone()));
+        let mut items: Vec<BusItem> = all.iter().map(client).collect();
+        items.insert(1, messages(account, device, 1));
+        items.insert(2, BusItem::Sessions(Arc::new(sessions.clone())));
+        bus.publish(account, items).await;
+        let mut came = Vec::new();
+        for _ in 0..4 {
+            came.push(next(&mut subscription).await.expect("no item is dropped"));
+        }
+        let BusItem::Sessions(heard) = came.remove(1) else { panic!("expected sessions") };
+        assert_eq!(*heard, sessions);
+        for (one, expected) in came.iter().zip(&all) {
+            let BusItem::Client(heard) = one else { panic!("expected a message of a client") };
+            assert!(**heard == *expected, "another message came");
+        }
+        silent(&mut subscription).await;
     }
 
     /// A dropped subscription disturbs nobody.

@@ -155,6 +155,26 @@ suite! {
         assert_eq!(state.get(account, device).await.unwrap()["a"], last(2, 5));
     }
 
+    /// Tickets grow, above whatever is asked for, also where many ask at once.
+    async fn tickets_grow(state) {
+        let floor = 1_800_000_000_000_000;
+        let first = state.ticket(floor).await.unwrap();
+        assert!(first > floor);
+        let second = state.ticket(0).await.unwrap();
+        assert!(second > first);
+        assert!(state.ticket(second + 10).await.unwrap() > second + 10);
+        let mut asking = tokio::task::JoinSet::new();
+        for _ in 0..50 {
+            let state = Arc::clone(state);
+            asking.spawn(async move { state.ticket(0).await.unwrap() });
+        }
+        let mut given = asking.join_all().await;
+        given.sort_unstable();
+        given.dedup();
+        assert_eq!(given.len(), 50, "a number was given twice");
+        assert!(given[0] > second + 11);
+    }
+
     /// Logs and events are passed over.
     async fn other_series_are_passed_over(state) {
         let (account, device) = (account(), device());

@@ -40,6 +40,7 @@ impl Reader<'_> {
                 BusItem::State { device: DeviceId(object), params: params.into() }
             }
             Kind::Event => BusItem::Event(Arc::new(self.event(account, object)?)),
+            Kind::Client => return client::read(&mut self.input, &mut self.parts),
             Kind::Mark => return Err(UNKNOWN),
         })
     }

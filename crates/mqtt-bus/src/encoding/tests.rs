@@ -5,6 +5,8 @@ use proptest::prelude::*;
 use super::*;
 
 const ACCOUNT: AccountId = AccountId::from_bytes([7; 16]);
+const KINDS: [Kind; 6] =
+    [Kind::Message, Kind::State, Kind::Event, Kind::Log, Kind::Client, Kind::Mark];
 
 /// The codec has its own properties: here a few of each kind are enough.
 fn value() -> impl Strategy<Value = Value> {
@@ -78,6 +80,8 @@ fn item() -> impl Strategy<Value = BusItem> {
                     BusItem::Event(Arc::new(Event { id, account, kind, object, timestamp, params }))
                 }
             ),
+            client::tests::message(),
+            client::tests::sessions(),
         ]
     })
 }
@@ -96,7 +100,7 @@ fn exact(item: &BusItem) -> String {
             all.iter().map(|one| decimals(one.params())).collect()
         }
         BusItem::Event(event) => vec![decimals(&event.params)],
-        BusItem::State { .. } => Vec::new(),
+        BusItem::State { .. } | BusItem::Client(_) | BusItem::Sessions(_) => Vec::new(),
     };
     format!("{item:?} {exact:?}")
 }
@@ -124,8 +128,8 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_refused(bytes in vec(any::<u8>(), 0..200), about in 0_usize..5) {
-        let kind = [Kind::Message, Kind::State, Kind::Event, Kind::Log, Kind::Mark][about];
+    fn any_bytes_are_refused(bytes in vec(any::<u8>(), 0..200), about in 0_usize..6) {
+        let kind = KINDS[about];
         let about = About { account: ACCOUNT, kind, object: Uuid::nil() };
         prop_assert!(open(about, &bytes).is_err());
     }
@@ -134,7 +138,7 @@ proptest! {
     #[test]
     fn any_items_are_read_or_refused(bytes in vec(any::<u8>(), 0..400), count in 0_u16..5) {
         let object = Uuid::nil();
-        for kind in [Kind::Message, Kind::State, Kind::Event, Kind::Log, Kind::Mark] {
+        for kind in KINDS {
             let head = Head { publisher: 1, sequence: 1, missed: 0, count };
             let read = items(About { account: ACCOUNT, kind, object }, head, &bytes);
             if let Ok(read) = read {
@@ -155,8 +159,8 @@ proptest! {
     }
 
     #[test]
-    fn topics_are_read_back(object: [u8; 16], kind in 0_usize..5, text in ".{0,60}") {
-        let kind = [Kind::Message, Kind::State, Kind::Event, Kind::Log, Kind::Mark][kind];
+    fn topics_are_read_back(object: [u8; 16], kind in 0_usize..6, text in ".{0,60}") {
+        let kind = KINDS[kind];
         let about = About { account: ACCOUNT, kind, object: Uuid::from_bytes(object) };
         prop_assert_eq!(About::of_topic("a.b", about.topic("a.b").as_bytes()), Some(about));
         prop_assert_eq!(About::of_topic("a", about.topic("a.b").as_bytes()), None);

@@ -1,12 +1,14 @@
 //! A whole broker on a port of its own, with real backends.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fieldline_auth::{Auth, Identity, IdentityKind, NewToken};
 use fieldline_contracts::{
-    Actor, Clock as _, History, MemoryBus, Platform, RegistryExt as _, SystemClock,
+    Actor, Bus, BusItem, Clock as _, History, MemoryBus, Platform, RegistryExt as _, Subscription,
+    SystemClock, TopicFilter,
 };
 use fieldline_ingest::Ingest;
 use fieldline_model::{
@@ -34,7 +36,7 @@ pub(crate) struct Server {
     pub(crate) state: Arc<SwitchedState>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) running: JoinHandle<Drained>,
-    _directory: tempfile::TempDir,
+    _directory: Option<tempfile::TempDir>,
 }
 
 /// One account, with a device and a token that may do everything in it.
@@ -79,13 +81,47 @@ impl Server {
         let sink = ingest.clone();
         commands.set_events(move |event| sink.event_soon(event));
         let auth = Auth::new(registry, clock);
-        let services = Services { platform, ingest, auth };
+        let services = Services { platform, ingest, auth, node: None };
+        let place = (history, state, Some(directory));
+        Self::serve(config, tls, services, place).await
+    }
+
+    /// Two nodes over the same backends, with a bus between them.
+    pub(crate) async fn nodes(config: MqttConfig) -> ([Self; 2], Arc<LinkedBus>) {
+        let base = Self::with(config.clone(), None).await;
+        let bus = Arc::new(LinkedBus::default());
+        let node = |at: usize| {
+            let mut services = base.services.clone();
+            services.platform.bus = Arc::new(End { bus: Arc::clone(&bus), at });
+            services.ingest = Ingest::new(services.platform.clone());
+            services.node = Some(format!("node-{at}"));
+            let (history, state) = (Arc::clone(&base.history), Arc::clone(&base.state));
+            Self::serve(config.clone(), None, services, (history, state, None))
+        };
+        let (mut one, two) = (node(0).await, node(1).await);
+        // Its place is needed; itself it is not.
+        let Self { shutdown, _directory, .. } = base;
+        shutdown.cancel();
+        one._directory = _directory;
+        ([one, two], bus)
+    }
+
+    async fn serve(
+        config: MqttConfig,
+        tls: Option<Acceptor>,
+        services: Services,
+        (history, state, _directory): (
+            Arc<ScriptedHistory>,
+            Arc<SwitchedState>,
+            Option<tempfile::TempDir>,
+        ),
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let listeners = vec![Listener { listener, tls }];
         let running = tokio::spawn(run(config, listeners, services.clone(), shutdown.clone()));
-        Self { address, services, history, state, shutdown, running, _directory: directory }
+        Self { address, services, history, state, shutdown, running, _directory }
     }
 
     /// Makes an account with one device.
@@ -202,5 +238,48 @@ pub(crate) async fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     while !done() {
         assert!(tokio::time::Instant::now() < deadline, "waited in vain for {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A bus between two nodes that can be cut: then each hears itself alone.
+#[derive(Default)]
+pub(crate) struct LinkedBus {
+    ends: [MemoryBus; 2],
+    cut: Mutex<Option<HashSet<AccountId>>>,
+}
+
+impl LinkedBus {
+    /// Cuts it.
+    pub(crate) fn cut(&self) {
+        self.cut.lock().unwrap().get_or_insert_default();
+    }
+
+    /// Mends it: both are told that something may be missing.
+    pub(crate) fn mend(&self) {
+        for account in self.cut.lock().unwrap().take().into_iter().flatten() {
+            self.ends.iter().for_each(|end| end.missed(account, 0));
+        }
+    }
+}
+
+/// One end of a bus.
+struct End {
+    bus: Arc<LinkedBus>,
+    at: usize,
+}
+
+#[async_trait::async_trait]
+impl Bus for End {
+    async fn publish(&self, account: AccountId, items: Vec<BusItem>) {
+        self.bus.ends[self.at].publish(account, items.clone()).await;
+        if let Some(missed) = &mut *self.bus.cut.lock().unwrap() {
+            missed.insert(account);
+            return;
+        }
+        self.bus.ends[1 - self.at].publish(account, items).await;
+    }
+
+    async fn subscribe(&self, account: AccountId, filter: TopicFilter) -> Box<dyn Subscription> {
+        self.bus.ends[self.at].subscribe(account, filter).await
     }
 }

@@ -13,6 +13,7 @@ mod hostile;
 mod isolation;
 mod limits;
 mod mosquitto;
+mod nodes;
 mod pipeline;
 mod protocol;
 mod rights;
