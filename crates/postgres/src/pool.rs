@@ -75,6 +75,11 @@ impl Pool {
         self.lease(false).await
     }
 
+    /// Whether it was closed: nobody gets a connection any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.places.is_closed()
+    }
+
     /// Ends the connections that nobody uses.
     pub(crate) fn close(&self) {
         self.places.close();

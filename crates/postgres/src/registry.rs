@@ -1,9 +1,13 @@
 //! The registry: objects and the trail of their changes.
 //!
-//! A change is one transaction that locks the row of `counter` last and keeps it until it is committed:
+//! A change is made in a transaction that locks the row of `counter` and keeps it until it is committed:
 //! numbers are given in the order in which changes become visible, without gaps, whichever nodes make them.
+//! Changes that are asked for at once share a transaction: `group.rs` gathers them, `plan.rs` decides what
+//! each does, `write.rs` writes what all of them leave.
 
 mod follow;
+mod group;
+mod plan;
 mod read;
 mod trim;
 mod write;
@@ -23,7 +27,8 @@ use crate::connect::Servers;
 use crate::error::{ConnectError, Fault};
 use crate::migrate;
 use crate::pool::Pool;
-use crate::registry::write::{Change, What};
+use crate::registry::group::Groups;
+use crate::registry::plan::{Change, What};
 use crate::settings::Settings;
 
 /// The registry in PostgreSQL. Any number of nodes may have it open.
@@ -31,6 +36,7 @@ pub struct PostgresRegistry {
     pool: Arc<Pool>,
     newest: watch::Sender<u64>,
     clock: Arc<dyn Clock>,
+    groups: Groups,
     follower: JoinHandle<()>,
 }
 
@@ -48,20 +54,8 @@ impl PostgresRegistry {
         let (newest, _) = watch::channel(read::newest(&link).await.map_err(other)?);
         let follower = tokio::spawn(follow::run(Arc::clone(&servers), newest.clone()));
         let pool = Pool::new(servers, settings.connections_max);
-        Ok(Self { pool, newest, clock, follower })
-    }
-
-    /// Makes a change in a task of its own: it goes on to its end whatever becomes of the caller.
-    async fn change(&self, change: Change) -> Result<Record, RegistryError> {
-        let (pool, newest) = (Arc::clone(&self.pool), self.newest.clone());
-        let made = tokio::spawn(async move {
-            let record = write::make(&pool, &change).await?;
-            follow::tell(&newest, record.revision);
-            Ok(record)
-        });
-        made.await.unwrap_or_else(|_| {
-            Err(RegistryError::Unavailable("the task that made the change ended".to_owned()))
-        })
+        let groups = Groups::start(Arc::clone(&pool), newest.clone());
+        Ok(Self { pool, newest, clock, groups, follower })
     }
 }
 
@@ -81,7 +75,7 @@ impl Registry for PostgresRegistry {
         actor: &Actor,
     ) -> Result<Record, RegistryError> {
         let (actor, at) = (actor.clone(), self.clock.now());
-        self.change(Change { account, actor, at, what: What::Create(draft) }).await
+        self.groups.change(Change { account, actor, at, what: What::Create(draft) }).await
     }
 
     async fn update(
@@ -92,7 +86,7 @@ impl Registry for PostgresRegistry {
         actor: &Actor,
     ) -> Result<Record, RegistryError> {
         let (actor, at) = (actor.clone(), self.clock.now());
-        self.change(Change { account, actor, at, what: What::Update(draft, expected) }).await
+        self.groups.change(Change { account, actor, at, what: What::Update(draft, expected) }).await
     }
 
     async fn delete(
@@ -105,7 +99,7 @@ impl Registry for PostgresRegistry {
     ) -> Result<(), RegistryError> {
         let (actor, at) = (actor.clone(), self.clock.now());
         let what = What::Delete(kind, id, expected);
-        self.change(Change { account, actor, at, what }).await.map(|_| ())
+        self.groups.change(Change { account, actor, at, what }).await.map(|_| ())
     }
 
     async fn get(

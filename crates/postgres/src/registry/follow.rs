@@ -78,7 +78,7 @@ async fn follow(
         tell(newest, sequence);
         if trimmed.elapsed() >= TRIM_EVERY {
             trimmed = Instant::now();
-            if let Err(fault) = trim::trim(link, AUDIT_MAX).await {
+            if let Err(fault) = trim::trim(link, AUDIT_MAX, trim::RECENT).await {
                 tracing::warn!(%fault, "the audit trail could not be trimmed");
             }
         }

@@ -1,55 +1,47 @@
-//! Changes. Each is one transaction; one of which it is not known whether it was kept is looked up.
+//! One transaction that makes a group of changes.
+//!
+//! It locks the row of `counter` first: whoever changes the registry, on whichever node, comes after it or
+//! before it. What is there is read then, what each change does is decided in `plan.rs`, and what all of
+//! them leave is written in a few statements, sent together with the commit.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use fieldline_contracts::registry::UniqueIn;
-use fieldline_contracts::{Actor, Draft, Kind, Record, RegistryError};
-use fieldline_model::{AccountId, Timestamp};
+use fieldline_contracts::{Kind, Record, RegistryError};
+use fieldline_model::AccountId;
+use futures_util::future::try_join_all;
 use serde_json::Value as Json;
-use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use crate::connect::{Link, within};
 use crate::error::{Fault, Verdict};
-use crate::pool::Pool;
+use crate::registry::plan::{Change, Key, Object, Plan, Stands};
 use crate::registry::read::{self, signed, unsigned};
 
-/// Longest that a change is tried, reconnecting included.
-const TRY_MAX: Duration = Duration::from_secs(20);
+/// What each change of a group came to.
+pub(crate) type Answers = Vec<Result<Record, RegistryError>>;
 
-/// What is to be changed, by whom and when.
-pub(crate) struct Change {
-    pub(crate) account: AccountId,
-    pub(crate) actor: Actor,
-    pub(crate) at: Timestamp,
-    pub(crate) what: What,
+/// The last entry of a group in the audit trail: there with all the others, or not.
+pub(crate) struct Mark {
+    sequence: u64,
+    object: Object,
+    at: i64,
+    actor: String,
 }
 
-pub(crate) enum What {
-    Create(Draft),
-    Update(Draft, Option<u64>),
-    Delete(Kind, Uuid, Option<u64>),
-}
-
-impl Change {
-    fn object(&self) -> (Kind, Uuid) {
-        match &self.what {
-            What::Create(draft) | What::Update(draft, _) => (draft.kind, draft.id),
-            What::Delete(kind, id, _) => (*kind, *id),
-        }
+impl Mark {
+    /// The number of the group's last change.
+    pub(crate) const fn sequence(&self) -> u64 {
+        self.sequence
     }
 }
 
 /// Why a transaction was not finished.
-enum Stop {
-    /// The change is not allowed; nothing was kept.
-    Refused(RegistryError),
+pub(crate) enum Stop {
     /// Something failed; nothing was kept.
     Failed(Fault),
-    /// The connection was lost while committing: it may have been kept under this number.
-    Unknown(Fault, Record),
+    /// The connection was lost while committing: it may have been kept.
+    Unknown(Fault, Mark, Answers),
 }
 
 impl<E: Into<Fault>> From<E> for Stop {
@@ -58,275 +50,343 @@ impl<E: Into<Fault>> From<E> for Stop {
     }
 }
 
-/// Makes `change`, and returns the object as it is now, or was.
-pub(crate) async fn make(pool: &Arc<Pool>, change: &Change) -> Result<Record, RegistryError> {
-    let deadline = Instant::now() + TRY_MAX;
-    let limit = pool.servers.statement_timeout + Duration::from_secs(1);
-    let mut unknown: Option<Record> = None;
-    loop {
-        let fault = match attempt(pool, change, &mut unknown, limit).await {
-            Ok(record) => return Ok(record),
-            Err(Stop::Refused(error)) => return Err(error),
-            Err(Stop::Failed(fault)) => fault,
-            Err(Stop::Unknown(fault, record)) => {
-                unknown = Some(record);
-                fault
-            }
-        };
-        let passes = !matches!(fault.verdict(), Verdict::Final | Verdict::Full | Verdict::NoTable);
-        if !passes || Instant::now() >= deadline {
-            let not_known = if unknown.is_some() {
-                "; whether the change was made is not known: look before you repeat it"
-            } else {
-                ""
-            };
-            return Err(RegistryError::Unavailable(format!("{fault}{not_known}")));
-        }
-        tracing::debug!(%fault, "a change of the registry is tried again");
-        tokio::time::sleep(Duration::from_millis(50 + rand::random::<u64>() % 100)).await;
-    }
-}
-
-async fn attempt(
-    pool: &Arc<Pool>,
-    change: &Change,
-    unknown: &mut Option<Record>,
+/// Makes the changes that may be made, all of them or none. Without an error the connection is in order.
+pub(crate) async fn make(
+    link: &Link,
+    changes: &[&Change],
     limit: Duration,
-) -> Result<Record, Stop> {
-    let lease = pool.take().await?;
-    if let Some(record) = unknown.as_ref() {
-        if within(limit, was_kept(&lease, change, record)).await? {
-            let record = record.clone();
-            lease.give_back();
-            return Ok(record);
-        }
-        *unknown = None;
-    }
-    let prepared = match within_stop(limit, stage(&lease, change)).await {
-        Ok(record) => record,
-        Err(Stop::Refused(error)) => {
-            within(limit, lease.client.batch_execute("ROLLBACK")).await?;
-            lease.give_back();
-            return Err(Stop::Refused(error));
-        }
-        // The connection ends, and the transaction with it.
-        Err(other) => return Err(other),
+) -> Result<(Answers, Option<u64>), Stop> {
+    let mut plan = within(limit, read_all(link, changes)).await?;
+    let make = |(at, change): (usize, &&Change)| plan.make(at, change);
+    let answers: Answers = changes.iter().enumerate().map(make).collect();
+    let Some(last) = plan.entries.last() else {
+        within(limit, link.client.batch_execute("ROLLBACK")).await?;
+        return Ok((answers, None));
     };
-    match within(limit, lease.client.batch_execute("COMMIT")).await {
-        Ok(()) => {
-            lease.give_back();
-            Ok(prepared)
-        }
-        Err(fault) if fault.verdict() == Verdict::Lost => Err(Stop::Unknown(fault, prepared)),
+    let Some(change) = changes.get(last.change) else {
+        return Err(Fault::Damaged("a group of changes lost one".to_owned()).into());
+    };
+    let mark = Mark {
+        sequence: last.sequence,
+        object: change.object(),
+        at: change.at.as_micros(),
+        actor: text(&change.actor.name),
+    };
+    let written = Written::new(&plan, changes);
+    let prepared = within(limit, written.prepare(link)).await?;
+    match within(limit, written.send(link, &prepared)).await {
+        Ok(()) => Ok((answers, Some(plan.sequence))),
+        Err(fault) if fault.verdict() == Verdict::Lost => Err(Stop::Unknown(fault, mark, answers)),
         Err(fault) => Err(Stop::Failed(fault)),
     }
 }
 
-async fn within_stop<T>(
-    limit: Duration,
-    work: impl Future<Output = Result<T, Stop>>,
-) -> Result<T, Stop> {
-    match tokio::time::timeout(limit, work).await {
-        Ok(done) => done,
-        Err(_) => Err(Stop::Failed(Fault::Slow(limit))),
-    }
-}
-
-/// Whether a change whose commit was cut off is there. Waits for its transaction to end, if the server
-/// has not noticed yet that its client is gone; and is a change itself, so that its commit too waits
-/// until a standby has both.
-async fn was_kept(link: &Link, change: &Change, record: &Record) -> Result<bool, Fault> {
-    let (kind, id) = change.object();
+/// Whether a group whose commit was cut off is there. Waits for its transaction to end, if the server has
+/// not noticed yet that its client is gone; and is a change itself, so that its commit too waits until a
+/// standby has both.
+pub(crate) async fn was_kept(link: &Link, mark: &Mark) -> Result<bool, Fault> {
     link.client.batch_execute("BEGIN; UPDATE counter SET sequence = sequence").await?;
     let sql = "SELECT EXISTS (SELECT FROM audit WHERE sequence = $1 AND kind = $2 AND object = $3 \
                AND at = $4 AND actor = $5)";
     let statement = link.prepared(sql).await?;
-    let terms: [&(dyn ToSql + Sync); 5] = [
-        &signed(record.revision),
-        &kind.name(),
-        &id,
-        &change.at.as_micros(),
-        &text(&change.actor.name),
-    ];
+    let (kind, id) = mark.object;
+    let terms: [&(dyn ToSql + Sync); 5] =
+        [&signed(mark.sequence), &kind.name(), &id, &mark.at, &mark.actor];
     let kept = link.client.query_one(&statement, &terms).await?.try_get(0)?;
     link.client.batch_execute("SET LOCAL statement_timeout = 0; COMMIT").await?;
     Ok(kept)
 }
 
-/// Does all but commit.
-async fn stage(link: &Link, change: &Change) -> Result<Record, Stop> {
-    let (kind, id) = change.object();
-    let account = change.account;
-    let mut changed = Vec::new();
-    let (draft, action) = match &change.what {
-        What::Create(draft) => {
-            link.client.batch_execute("BEGIN").await?;
-            (draft, "create")
-        }
-        What::Update(draft, expected) => {
-            let before = present(link, account, kind, id, *expected).await?;
-            changed = differing(&before.body, &draft.body);
-            (draft, "update")
-        }
-        What::Delete(_, _, expected) => {
-            let before = present(link, account, kind, id, *expected).await?;
-            let revision = finish(link, change, "delete", &[], None).await?;
-            return Ok(Record { revision, ..before });
-        }
-    };
-    let revision = finish(link, change, action, &changed, Some(draft)).await?;
-    Ok(Record { kind, id, account, revision, body: draft.body.clone() })
-}
-
-/// Begins, and locks the object; it has to be the account's and of the expected revision.
-async fn present(
-    link: &Link,
-    account: AccountId,
-    kind: Kind,
-    id: Uuid,
-    expected: Option<u64>,
-) -> Result<Record, Stop> {
-    let sql = "SELECT id, account, revision, body FROM objects \
-               WHERE kind = $1 AND id = $2 AND account = $3 FOR UPDATE";
-    let statement = link.prepared(sql).await?;
-    let terms: [&(dyn ToSql + Sync); 3] = [&kind.name(), &id, &account.0];
-    let begin = link.client.batch_execute("BEGIN");
-    let (begun, row) = tokio::join!(begin, link.client.query_opt(&statement, &terms));
-    begun?;
-    let Some(row) = row? else {
-        return Err(Stop::Refused(RegistryError::NotFound { kind, id }));
-    };
-    // One that cannot be read may still be replaced or deleted.
-    let record = read::raw(&row)?.listed(kind);
-    match expected {
-        Some(expected) if expected != record.revision => {
-            Err(Stop::Refused(RegistryError::Changed { expected, found: record.revision }))
-        }
-        _ => Ok(record),
-    }
-}
-
-/// Sends the statements of a change together, the counter behind the keys: it is locked for as short as
-/// possible. Returns the change's number.
-async fn finish(
-    link: &Link,
-    change: &Change,
-    action: &str,
-    changed: &[String],
-    draft: Option<&Draft>,
-) -> Result<u64, Stop> {
-    let (kind, id) = change.object();
-    let (name, account) = (kind.name(), change.account.0);
-    let creates = matches!(change.what, What::Create(_));
-    let forget = link.prepared("DELETE FROM keys WHERE kind = $1 AND object = $2").await?;
-    let claim = link
+/// Begins, and reads what the changes touch.
+async fn read_all(link: &Link, changes: &[&Change]) -> Result<Plan, Fault> {
+    let count = link.prepared("SELECT sequence FROM counter FOR UPDATE").await?;
+    // Each with a look of its own at what is there: not before the counter is ours.
+    let objects = link
         .prepared(
-            "INSERT INTO keys (kind, scope, key, value, object) \
-             SELECT $1, k.scope, k.key, k.value, $5 \
-             FROM unnest($2::bytea[], $3::text[], $4::bytea[]) AS k (scope, key, value) \
-             ORDER BY 3, 2 ON CONFLICT DO NOTHING RETURNING key",
+            "SELECT o.id, o.account, o.revision, o.body, o.kind \
+             FROM unnest($1::text[], $2::uuid[]) AS t (kind, id) \
+             JOIN objects o ON o.kind = t.kind AND o.id = t.id",
         )
         .await?;
-    let count =
-        link.prepared("UPDATE counter SET sequence = sequence + 1 RETURNING sequence").await?;
-    let put = link
-        .prepared(match (draft.is_some(), creates) {
-            (true, true) => {
-                "INSERT INTO objects (kind, id, account, members, body, revision) \
-                 SELECT $1, $2, $3, $4, $5, sequence FROM counter ON CONFLICT DO NOTHING"
-            }
-            (true, false) => {
-                "UPDATE objects SET members = $4, body = $5, revision = counter.sequence \
-                 FROM counter WHERE kind = $1 AND id = $2 AND account = $3"
-            }
-            (false, _) => {
-                "DELETE FROM objects WHERE kind = $1 AND id = $2 AND account = $3 \
-                 AND $4::bigint[] IS NOT NULL AND $5::text IS NOT NULL"
-            }
-        })
-        .await?;
-    let note = link
+    let keys = link
         .prepared(
-            "INSERT INTO audit (sequence, at, account, actor, address, action, kind, object, changed) \
-             SELECT sequence, $1, $2, $3, $4, $5, $6, $7, $8 FROM counter",
+            "SELECT k.kind, k.scope, k.key, k.value, k.object \
+             FROM unnest($1::text[], $2::uuid[]) AS t (kind, id) \
+             JOIN keys k ON k.kind = t.kind AND k.object = t.id \
+             UNION \
+             SELECT k.kind, k.scope, k.key, k.value, k.object \
+             FROM unnest($3::text[], $4::bytea[], $5::text[], $6::bytea[]) AS w (kind, scope, key, value) \
+             JOIN keys k ON k.kind = w.kind AND k.scope = w.scope AND k.key = w.key \
+             AND sha256(k.value) = sha256(w.value) AND k.value = w.value",
         )
         .await?;
-    // Told of where `follow.rs` listens.
-    let sql = "SELECT pg_notify(current_schema()::text || '_changes', sequence::text) FROM counter";
-    let tell = link.prepared(sql).await?;
-
-    let (mut scopes, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
-    for (key, (scope, value)) in draft.iter().flat_map(|draft| &draft.unique) {
-        scopes.push(match scope {
-            UniqueIn::Account => change.account.as_bytes().to_vec(),
-            UniqueIn::Installation => Vec::new(),
-        });
-        keys.push(*key);
-        values.push(value.as_bytes().to_vec());
+    let (mut kinds, mut ids) = (Vec::new(), Vec::new());
+    let mut touched: Vec<Object> = changes.iter().map(|change| change.object()).collect();
+    touched.sort_unstable();
+    touched.dedup();
+    for (kind, id) in touched {
+        kinds.push(kind.name());
+        ids.push(id);
     }
-    let (members, body) = match draft {
-        Some(draft) => (members(&draft.body), draft.body.to_string()),
-        None => (Vec::new(), String::new()),
-    };
-    let (at, actor) = (change.at.as_micros(), text(&change.actor.name));
-    let address = change.actor.address.as_deref().map(text);
-    let changed = Json::from(changed).to_string();
-
+    let mut wanted = Rows::default();
+    for change in changes {
+        for (name, unique) in change.draft().iter().flat_map(|draft| &draft.unique) {
+            wanted.key(&Key::of(change.object().0, change.account, name, unique));
+        }
+    }
+    let object_terms: [&(dyn ToSql + Sync); 2] = [&kinds, &ids];
+    let key_terms: [&(dyn ToSql + Sync); 6] =
+        [&kinds, &ids, &wanted.kinds, &wanted.scopes, &wanted.keys, &wanted.values];
     let client = &link.client;
-    let forget_terms: [&(dyn ToSql + Sync); 2] = [&name, &id];
-    let claim_terms: [&(dyn ToSql + Sync); 5] = [&name, &scopes, &keys, &values, &id];
-    let put_terms: [&(dyn ToSql + Sync); 5] = [&name, &id, &account, &members, &body];
-    let note_terms: [&(dyn ToSql + Sync); 8] =
-        [&at, &account, &actor, &address, &action, &name, &id, &changed];
     // Sent in this order without waiting in between; each fails where one before it has.
-    let (forgot, claimed, counted, put, noted, notified, unlimited) = tokio::join!(
-        client.execute(&forget, &forget_terms),
-        client.query(&claim, &claim_terms),
+    let (begun, counted, objects, keys) = tokio::join!(
+        client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED"),
         client.query_one(&count, &[]),
-        client.execute(&put, &put_terms),
-        client.execute(&note, &note_terms),
-        client.query(&tell, &[]),
-        // A standby may take its time to confirm the commit; giving up would be to lie.
-        client.batch_execute("SET LOCAL statement_timeout = 0"),
+        client.query(&objects, &object_terms),
+        client.query(&keys, &key_terms),
     );
-    forgot?;
-    let claimed = claimed?;
-    let revision = unsigned(counted?.try_get(0)?);
-    let put = put?;
-    noted?;
-    notified?;
-    unlimited?;
-    if put == 0 && creates {
-        let taken = RegistryError::Taken { kind, key: "id".to_owned(), value: id.to_string() };
-        return Err(Stop::Refused(taken));
+    begun?;
+    let mut plan = Plan::new(unsigned(counted?.try_get(0)?));
+    for row in objects? {
+        let kind = kind_of(row.try_get(4)?)?;
+        // One that cannot be read may still be replaced or deleted.
+        let record = read::raw(&row)?.listed(kind);
+        let (account, revision, body) = (record.account, record.revision, record.body);
+        plan.found((kind, record.id), Stands { account, revision, body });
     }
-    if claimed.len() < keys.len() {
-        let won: Vec<&str> = claimed.iter().filter_map(|row| row.try_get(0).ok()).collect();
-        let unique = draft.iter().flat_map(|draft| &draft.unique);
-        for (key, (_, value)) in unique {
-            if !won.contains(key) {
-                let (key, value) = ((*key).to_owned(), value.clone());
-                return Err(Stop::Refused(RegistryError::Taken { kind, key, value }));
+    for row in keys? {
+        let kind = kind_of(row.try_get(0)?)?;
+        let key =
+            Key { kind, scope: row.try_get(1)?, key: row.try_get(2)?, value: row.try_get(3)? };
+        plan.found_key(key, row.try_get(4)?);
+    }
+    Ok(plan)
+}
+
+fn kind_of(name: &str) -> Result<Kind, Fault> {
+    let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name);
+    kind.ok_or_else(|| Fault::Damaged(format!("an object is of the kind `{name}`, which is none")))
+}
+
+/// Keys as columns.
+#[derive(Default)]
+struct Rows {
+    kinds: Vec<&'static str>,
+    scopes: Vec<Vec<u8>>,
+    keys: Vec<String>,
+    values: Vec<Vec<u8>>,
+    owners: Vec<Uuid>,
+}
+
+impl Rows {
+    fn key(&mut self, key: &Key) {
+        self.kinds.push(key.kind.name());
+        self.scopes.push(key.scope.clone());
+        self.keys.push(key.key.clone());
+        self.values.push(key.value.clone());
+    }
+}
+
+/// Objects as columns.
+#[derive(Default)]
+struct Bodies {
+    kinds: Vec<&'static str>,
+    ids: Vec<Uuid>,
+    accounts: Vec<Uuid>,
+    /// Arrays as text: there are no arrays of arrays of different lengths.
+    members: Vec<String>,
+    bodies: Vec<String>,
+    revisions: Vec<i64>,
+}
+
+impl Bodies {
+    fn name(&mut self, (kind, id): Object) {
+        self.kinds.push(kind.name());
+        self.ids.push(id);
+    }
+
+    fn object(&mut self, object: Object, stands: &Stands) {
+        let AccountId(account) = stands.account;
+        self.name(object);
+        self.accounts.push(account);
+        self.members.push(members(&stands.body));
+        self.bodies.push(stands.body.to_string());
+        self.revisions.push(signed(stands.revision));
+    }
+}
+
+/// Entries of the audit trail as columns.
+#[derive(Default)]
+struct Trail {
+    sequences: Vec<i64>,
+    times: Vec<i64>,
+    accounts: Vec<Uuid>,
+    actors: Vec<String>,
+    addresses: Vec<Option<String>>,
+    actions: Vec<&'static str>,
+    kinds: Vec<&'static str>,
+    objects: Vec<Uuid>,
+    changed: Vec<String>,
+}
+
+/// What a group leaves, as statements take it.
+#[derive(Default)]
+struct Written {
+    /// Objects whose keys are others now, and those.
+    rekeyed: Bodies,
+    keys: Rows,
+    created: Bodies,
+    updated: Bodies,
+    deleted: Bodies,
+    trail: Trail,
+    sequence: i64,
+}
+
+/// A statement and what it is sent with.
+type Sent<'a> = (&'static str, Vec<&'a (dyn ToSql + Sync)>);
+
+impl Written {
+    fn new(plan: &Plan, changes: &[&Change]) -> Self {
+        let mut all = Self { sequence: signed(plan.sequence), ..Self::default() };
+        for (object, place) in &plan.places {
+            if place.keys != place.keys_before {
+                all.rekeyed.name(*object);
+                for key in &place.keys {
+                    all.keys.key(key);
+                    all.keys.owners.push(object.1);
+                }
+            }
+            match (&place.before, &place.now) {
+                (None, Some(now)) => all.created.object(*object, now),
+                (Some(before), Some(now)) if before.revision != now.revision => {
+                    all.updated.object(*object, now);
+                }
+                (Some(_), None) => all.deleted.name(*object),
+                _ => {}
             }
         }
+        for entry in &plan.entries {
+            let Some(change) = changes.get(entry.change) else { continue };
+            let (kind, id) = change.object();
+            let AccountId(account) = change.account;
+            let trail = &mut all.trail;
+            trail.sequences.push(signed(entry.sequence));
+            trail.times.push(change.at.as_micros());
+            trail.accounts.push(account);
+            trail.actors.push(text(&change.actor.name));
+            trail.addresses.push(change.actor.address.as_deref().map(text));
+            trail.actions.push(entry.action);
+            trail.kinds.push(kind.name());
+            trail.objects.push(id);
+            trail.changed.push(Json::from(entry.changed.clone()).to_string());
+        }
+        all
     }
-    Ok(revision)
+
+    fn statements(&self) -> Vec<Sent<'_>> {
+        let mut all: Vec<Sent<'_>> = Vec::with_capacity(8);
+        let Self { rekeyed, keys, created, updated, deleted, trail, sequence } = self;
+        if !rekeyed.ids.is_empty() {
+            all.push((
+                "DELETE FROM keys k USING unnest($1::text[], $2::uuid[]) AS t (kind, id) \
+                 WHERE k.kind = t.kind AND k.object = t.id",
+                vec![&rekeyed.kinds, &rekeyed.ids],
+            ));
+        }
+        if !keys.keys.is_empty() {
+            all.push((
+                "INSERT INTO keys (kind, scope, key, value, object) SELECT * \
+                 FROM unnest($1::text[], $2::bytea[], $3::text[], $4::bytea[], $5::uuid[])",
+                vec![&keys.kinds, &keys.scopes, &keys.keys, &keys.values, &keys.owners],
+            ));
+        }
+        if !deleted.ids.is_empty() {
+            all.push((
+                "DELETE FROM objects o USING unnest($1::text[], $2::uuid[]) AS t (kind, id) \
+                 WHERE o.kind = t.kind AND o.id = t.id",
+                vec![&deleted.kinds, &deleted.ids],
+            ));
+        }
+        if !created.ids.is_empty() {
+            all.push((
+                "INSERT INTO objects (kind, id, account, members, body, revision) \
+                 SELECT kind, id, account, members::bigint[], body, revision FROM unnest(\
+                   $1::text[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::bigint[]\
+                 ) AS t (kind, id, account, members, body, revision)",
+                created.terms(),
+            ));
+        }
+        if !updated.ids.is_empty() {
+            all.push((
+                "UPDATE objects o SET account = t.account, members = t.members::bigint[], \
+                 body = t.body, revision = t.revision FROM unnest(\
+                   $1::text[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::bigint[]\
+                 ) AS t (kind, id, account, members, body, revision) \
+                 WHERE o.kind = t.kind AND o.id = t.id",
+                updated.terms(),
+            ));
+        }
+        all.push((
+            "INSERT INTO audit (sequence, at, account, actor, address, action, kind, object, changed) \
+             SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::uuid[], $4::text[], $5::text[], \
+                                  $6::text[], $7::text[], $8::uuid[], $9::text[])",
+            vec![
+                &trail.sequences,
+                &trail.times,
+                &trail.accounts,
+                &trail.actors,
+                &trail.addresses,
+                &trail.actions,
+                &trail.kinds,
+                &trail.objects,
+                &trail.changed,
+            ],
+        ));
+        all.push(("UPDATE counter SET sequence = $1", vec![sequence]));
+        // Told of where `follow.rs` listens, which reads all up to it.
+        let tell =
+            "SELECT pg_notify(current_schema()::text || '_changes', sequence::text) FROM counter";
+        all.push((tell, Vec::new()));
+        all
+    }
+
+    /// Prepares all statements before any is sent, so that they go together.
+    async fn prepare(&self, link: &Link) -> Result<Vec<tokio_postgres::Statement>, Fault> {
+        let mut prepared = Vec::new();
+        for (sql, _) in self.statements() {
+            prepared.push(link.prepared(sql).await?);
+        }
+        Ok(prepared)
+    }
+
+    /// Sends everything and the commit, without waiting in between: each fails where one before it has, and
+    /// a commit after a failure keeps nothing.
+    async fn send(&self, link: &Link, prepared: &[tokio_postgres::Statement]) -> Result<(), Fault> {
+        let statements = self.statements();
+        let all = statements.iter().zip(prepared).map(|((_, terms), statement)| {
+            let client = &link.client;
+            async move { client.execute(statement, terms).await }
+        });
+        // A standby may take its time to confirm the commit; giving up would be to lie.
+        let end = link.client.batch_execute("SET LOCAL statement_timeout = 0; COMMIT");
+        let (all, ended) = tokio::join!(try_join_all(all), end);
+        all?;
+        Ok(ended?)
+    }
 }
 
-/// A hash of each top-level member.
-fn members(body: &Json) -> Vec<i64> {
-    let Some(members) = body.as_object() else { return Vec::new() };
-    members.iter().map(|(name, value)| read::member_hash(name, value)).collect()
+impl Bodies {
+    fn terms(&self) -> Vec<&(dyn ToSql + Sync)> {
+        let Self { kinds, ids, accounts, members, bodies, revisions } = self;
+        vec![kinds, ids, accounts, members, bodies, revisions]
+    }
 }
 
-/// Names of top-level members that differ, those of the new body first.
-fn differing(before: &Json, after: &Json) -> Vec<String> {
-    let empty = serde_json::Map::new();
-    let before = before.as_object().unwrap_or(&empty);
-    let after = after.as_object().unwrap_or(&empty);
-    let set = after.iter().filter(|(name, value)| before.get(*name) != Some(value));
-    let gone = before.iter().filter(|(name, _)| !after.contains_key(*name));
-    set.chain(gone).map(|(name, _)| name.clone()).collect()
+/// A hash of each top-level member, as the text of an array.
+fn members(body: &Json) -> String {
+    let members = body.as_object().into_iter().flatten();
+    let hashes = members.map(|(name, value)| read::member_hash(name, value).to_string());
+    format!("{{{}}}", hashes.collect::<Vec<_>>().join(","))
 }
 
 /// Text as PostgreSQL takes it: it has no NUL.

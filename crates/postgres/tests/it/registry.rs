@@ -1,18 +1,20 @@
 //! The registry: the conformance suite, and several nodes over one database.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fieldline_contracts::conformance::registry;
 use fieldline_contracts::registry::UniqueIn;
-use fieldline_contracts::{Actor, Audit, Draft, Kind, Registry, RegistryError, SystemClock};
+use fieldline_contracts::{Actor, Audit, Draft, Kind, Page, Registry, RegistryError, SystemClock};
 use fieldline_model::AccountId;
 use fieldline_postgres::{PostgresRegistry, Settings};
 use fieldline_testkit::servers::{Cut, Flow, Postgres};
 use uuid::Uuid;
 
-use crate::settings;
+use crate::{psql, settings};
 
 async fn open(settings: &Settings) -> PostgresRegistry {
     PostgresRegistry::connect(settings, Arc::new(SystemClock)).await.unwrap()
@@ -59,7 +61,7 @@ async fn text_with_nul_and_long_keys_are_kept() {
     let found = registry.find_anywhere(Kind::Device, "name", &long).await.unwrap();
     assert_eq!(found, Some(made));
     let equals = vec![("nul\u{0}".to_owned(), serde_json::json!("\u{0}"))];
-    let page = fieldline_contracts::Page { equals, ..fieldline_contracts::Page::first(10) };
+    let page = Page { equals, ..Page::first(10) };
     assert_eq!(registry.list(ACCOUNT, Kind::Device, &page).await.unwrap().len(), 1);
     draft.id = Uuid::from_u128(2);
     draft.unique.remove("ident");
@@ -192,4 +194,88 @@ async fn a_crash_loses_nothing_answered() {
         let there = registry.get(ACCOUNT, Kind::Device, id).await.unwrap().expect("half a change");
         assert_eq!(there.revision, revision);
     }
+}
+
+/// Changes that are asked for at once go in few transactions; each has its own answer, and what one may not do,
+/// or the server refuses of one, is no matter of the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_at_once_share_a_commit_and_nothing_else() {
+    let server = Postgres::start();
+    let registry = Arc::new(open(&settings(&server)).await);
+    let actor = Actor::system("test");
+    let first = registry.create(ACCOUNT, draft(1), &actor).await.unwrap();
+    psql(
+        &server,
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN IF NEW.body LIKE '%poison%' THEN RAISE 'refused'; END IF; RETURN NEW; END $$; \
+         CREATE TRIGGER refuse BEFORE INSERT ON fieldline.objects FOR EACH ROW EXECUTE FUNCTION refuse()",
+    );
+    // All wait for whoever has the counter.
+    let mut holder = Command::new("psql")
+        .args(["-X", "-q", &server.url()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = holder.stdin.take().unwrap();
+    let held = "BEGIN; SELECT 'held' FROM fieldline.counter FOR UPDATE;\n";
+    input.write_all(held.as_bytes()).unwrap();
+    let output = BufReader::new(holder.stdout.take().unwrap());
+    assert!(output.lines().map_while(Result::ok).any(|line| line.contains("held")));
+    let mut asked = tokio::task::JoinSet::new();
+    for n in 100..164_u128 {
+        let (registry, actor) = (Arc::clone(&registry), actor.clone());
+        asked.spawn(async move {
+            let mut draft = draft(n);
+            match n % 16 {
+                // A key that another has.
+                0 => draft.unique = BTreeMap::from([("ident", (UniqueIn::Account, "1".into()))]),
+                1 => draft.body = serde_json::json!({"n": "poison"}),
+                _ => {}
+            }
+            (n, registry.create(ACCOUNT, draft, &actor).await)
+        });
+    }
+    for expected in [first.revision + 7, first.revision] {
+        let (registry, actor) = (Arc::clone(&registry), actor.clone());
+        asked.spawn(async move {
+            (1, registry.update(ACCOUNT, draft(1), Some(expected), &actor).await)
+        });
+    }
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+    while psql(&server, waiting) == "0" {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    drop(input);
+    holder.wait().unwrap();
+    let (mut made, mut taken, mut refused, mut changed) = (0, 0, 0, 0);
+    while let Some(answer) = asked.join_next().await {
+        match answer.unwrap() {
+            (n, Ok(record)) => {
+                assert_eq!(record.id, Uuid::from_u128(n));
+                made += 1;
+            }
+            (n, Err(RegistryError::Taken { key, value, .. })) => {
+                assert_eq!((n % 16, key.as_str(), value.as_str()), (0, "ident", "1"));
+                taken += 1;
+            }
+            (n, Err(RegistryError::Unavailable(why))) => {
+                assert!(n % 16 == 1 && why.contains("refused"), "{n}: {why}");
+                refused += 1;
+            }
+            (_, Err(RegistryError::Changed { expected, found })) => {
+                assert_eq!((expected, found), (first.revision + 7, first.revision));
+                changed += 1;
+            }
+            (n, Err(other)) => panic!("{n}: {other}"),
+        }
+    }
+    assert_eq!((made, taken, refused, changed), (57, 4, 4, 1));
+    let trail = registry.changes(0, 1_000).await.unwrap();
+    assert!(trail.iter().map(|change| change.sequence).eq(1..=58), "numbers have a gap");
+    let transactions = psql(&server, "SELECT count(DISTINCT xmin::text) FROM fieldline.audit");
+    println!("57 changes at once, 4 of which the server refused, in {transactions} transactions");
+    assert!(transactions.parse::<u32>().unwrap() < 30, "{transactions} transactions");
+    let count = Page::first(1_000);
+    assert_eq!(registry.list(ACCOUNT, Kind::Device, &count).await.unwrap().len(), 57);
 }
