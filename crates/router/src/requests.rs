@@ -23,7 +23,9 @@ impl Inner {
         let key = (command.account, command.device);
         let slot = self.slot(key);
         // Those of this node come one after the other; those of other nodes are told by the registry.
-        let content = slot.content.lock().await;
+        let mut content = slot.content.lock().await;
+        let claim = self.claim_at_once(&content, &command);
+        let stored = claim.as_ref().unwrap_or(&command);
         let submitted = async {
             let waiting = match Self::count_here(&content) {
                 Some(count) => count,
@@ -32,7 +34,7 @@ impl Inner {
             if waiting >= LocalCommands::WAITING_MAX {
                 return Err(CommandError::QueueFull(waiting));
             }
-            let created = self.registry.create_object(command.account, &command, actor).await?;
+            let created = self.registry.create_object(command.account, stored, actor).await?;
             // Only that many at once on other nodes could have been missed.
             if waiting >= LocalCommands::WAITING_MAX / 2 {
                 self.withdraw_beyond_max(key, &created, actor).await?;
@@ -40,9 +42,21 @@ impl Inner {
             Ok(created)
         };
         let submitted = submitted.await;
+        if let (Ok(created), Some(_)) = (&submitted, &claim) {
+            self.index.lock().insert(&created.object);
+            self.tell(&command);
+            self.hand_over(&mut content, created.clone(), command.clone());
+        } else if let (Err(CommandError::Registry(RegistryError::Unavailable(_))), Some(claim)) =
+            (&submitted, claim.clone())
+        {
+            self.doubt(&mut content, claim);
+        }
         drop(content);
         self.release(slot);
         let created = submitted?;
+        if claim.is_some() {
+            return Ok(command);
+        }
         self.index.lock().insert(&created.object);
         self.tell(&created.object);
         // The caller need not wait for it to be sent.

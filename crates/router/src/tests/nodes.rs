@@ -18,13 +18,20 @@ struct Moody {
     away: AtomicBool,
     /// Writes to come that are made and not answered.
     unanswered: AtomicU32,
+    /// Creations to come that are made and not answered.
+    created_unanswered: AtomicU32,
     delay_us_max: AtomicU64,
 }
 
 impl Moody {
     fn over(inner: Arc<MemoryRegistry>) -> Arc<Self> {
-        let (away, unanswered) = (AtomicBool::new(false), AtomicU32::new(0));
-        Arc::new(Self { inner, away, unanswered, delay_us_max: AtomicU64::new(0) })
+        Arc::new(Self {
+            inner,
+            away: AtomicBool::new(false),
+            unanswered: AtomicU32::new(0),
+            created_unanswered: AtomicU32::new(0),
+            delay_us_max: AtomicU64::new(0),
+        })
     }
 
     async fn mood(&self) -> Result<(), RegistryError> {
@@ -40,9 +47,9 @@ impl Moody {
         }
     }
 
-    fn answers(&self) -> bool {
+    fn answers(left: &AtomicU32) -> bool {
         let count = |left: u32| left.checked_sub(1);
-        self.unanswered.fetch_update(Ordering::SeqCst, Ordering::SeqCst, count).is_err()
+        left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, count).is_err()
     }
 }
 
@@ -50,7 +57,11 @@ impl Moody {
 impl Registry for Moody {
     async fn create(&self, a: AccountId, d: Draft, by: &Actor) -> Result<Record, RegistryError> {
         self.mood().await?;
-        self.inner.create(a, d, by).await
+        let record = self.inner.create(a, d, by).await?;
+        if Self::answers(&self.created_unanswered) {
+            return Ok(record);
+        }
+        Err(RegistryError::Unavailable("the answer is lost".to_owned()))
     }
 
     async fn update(
@@ -62,7 +73,7 @@ impl Registry for Moody {
     ) -> Result<Record, RegistryError> {
         self.mood().await?;
         let record = self.inner.update(account, draft, expected, actor).await?;
-        if self.answers() {
+        if Self::answers(&self.unanswered) {
             return Ok(record);
         }
         Err(RegistryError::Unavailable("the answer is lost".to_owned()))
@@ -601,4 +612,81 @@ async fn a_command_that_another_node_ended_makes_room_when_the_link_lets_go() {
     two.report(&two.b, connection, &second, Outcome::Lost).await;
     assert!(none_waits(&mut session));
     assert_eq!(two.get(&second).await.status, CommandStatus::Failed);
+}
+
+/// A command for a device that is held here and does nothing takes two writes: it is created as sent, and answered.
+/// Those behind it, and those of devices that are away, take three.
+#[tokio::test]
+async fn a_command_for_an_idle_device_takes_two_writes() {
+    let world = world().await;
+    let writes = async || {
+        let changes = world.registry.changes(0, 1_000).await.unwrap();
+        changes.iter().filter(|change| change.kind == Kind::Command).count()
+    };
+    let (connection, mut session) = world.attach(1).await;
+    let first = world.submit("getinfo", 60).await;
+    assert_eq!((first.status, first.attempts), (CommandStatus::Queued, 0));
+    let handed = next(&mut session).await.unwrap();
+    assert_eq!((handed.id, handed.attempts), (first.id, 0));
+    let stands = world.commands.get(world.account, first.id).await.unwrap();
+    assert_eq!((stands.status, stands.attempts), (CommandStatus::Sent, 1));
+    let cancelled = world.commands.cancel(world.account, first.id, &actor()).await;
+    assert!(matches!(cancelled, Err(CommandError::TooLate("sent"))), "{cancelled:?}");
+    let second = world.submit("getver", 60).await;
+    assert!(none_waits(&mut session), "one at a time");
+    world.report(connection, &first, Outcome::Sent).await;
+    world.report(connection, &first, Outcome::Answered("1".to_owned())).await;
+    assert_eq!(writes().await, 4, "two of the first, and the second is queued and sent");
+    assert_eq!(next(&mut session).await.unwrap().id, second.id);
+    world.report(connection, &second, Outcome::Sent).await;
+    world.report(connection, &second, Outcome::Answered("2".to_owned())).await;
+    assert_eq!(writes().await, 5);
+    assert_eq!(*world.told.lock(), ["queued", "queued", "sent", "answered", "sent", "answered"]);
+    for _ in 0..500 {
+        if world.commands.inner.unfinished() == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the index keeps commands that are over");
+}
+
+/// The connection ends between the creation of a command as sent and the wire: it waits for the next, and its try
+/// does not count.
+#[tokio::test]
+async fn a_command_that_was_created_as_sent_is_not_lost_with_its_connection() {
+    let world = world().await;
+    let (_, session) = world.attach(1).await;
+    let command = world.submit("getinfo", 60).await;
+    drop(session);
+    for _ in 0..500 {
+        if world.status(&command).await == CommandStatus::Queued {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let waits = world.commands.get(world.account, command.id).await.unwrap();
+    assert_eq!((waits.status, waits.attempts), (CommandStatus::Queued, 0));
+    let (_, mut session) = world.attach(2).await;
+    assert_eq!(next(&mut session).await.unwrap().id, command.id);
+}
+
+/// Whether a command was created is not known to its caller; if it was, it is sent once, and holds nothing up.
+#[tokio::test]
+async fn a_creation_whose_answer_is_lost_is_heard_of() {
+    let two = two().await;
+    let (connection, mut session) = two.attach(&two.a, 1).await;
+    two.moods[0].created_unanswered.store(1, Ordering::SeqCst);
+    let device = two.world.device;
+    let new = text("unknown", 60);
+    let lost = two.a.submit(two.world.account, device, new, &actor()).await;
+    assert!(matches!(lost, Err(CommandError::Registry(_))), "{lost:?}");
+    let sent = next(&mut session).await.unwrap();
+    assert_eq!(sent.params, text("unknown", 60).params);
+    two.report(&two.a, connection, &sent, Outcome::Sent).await;
+    two.report(&two.a, connection, &sent, Outcome::Answered("1".to_owned())).await;
+    let answered = two.is(&sent, CommandStatus::Answered).await;
+    assert_eq!(answered.attempts, 1);
+    let after = two.submit(&two.a, "after", 60).await;
+    assert_eq!(next(&mut session).await.unwrap().id, after.id);
 }
