@@ -4,7 +4,7 @@ use fieldline_model::{AccountId, DeviceId};
 
 pub(crate) struct Keys {
     prefix: String,
-    /// When this memory began: absent, all of it is lost.
+    /// When this memory began, and in which process: absent or another's, all of it is lost.
     pub(crate) since: String,
     /// The generation in which all last values are there; absent while they are not.
     pub(crate) marker: String,

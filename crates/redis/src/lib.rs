@@ -13,6 +13,9 @@
 //! - A connection counts while its node speaks up, so a dead node's devices are offline after
 //!   [`RedisConfig::node_ttl`] without anybody doing anything. For the same time after a loss of
 //!   memory presence and status are not told: by then every living node has told its own again.
+//! - A memory belongs to the process that it began in. One that was started again with what a file had, or
+//!   a replica that took over, may lack the last that was written: to it everything is told anew, and last
+//!   values are read from history, as after a loss.
 //! - A node that ends without a word may have kept something that nobody else knows: last values
 //!   are mended from history then, while they are read.
 //!

@@ -38,6 +38,8 @@ pub(crate) struct Monitor {
     /// The memory that was told everything of every node.
     settled: Option<Arc<[u8]>>,
     resync: Option<AbortOnDropHandle<()>>,
+    /// When the server last heard that this node lives.
+    beat_at: Instant,
 }
 
 /// What a look finds: the server's time in milliseconds, when its memory began, the marker, the
@@ -58,6 +60,7 @@ impl Monitor {
             told: None,
             settled: None,
             resync: None,
+            beat_at: Instant::now(),
         }
     }
 
@@ -119,11 +122,12 @@ impl Monitor {
             // The others wait to hear of it.
             inner.wake.notify_one();
         }
-        let lost = inner.waiting.lock().overflowed;
-        let marker = if lost {
+        // From here on what comes is kept again: as soon as this is told, history may be read before that.
+        let losses = inner.waiting.lock().begin_to_tell();
+        let marker = if let Some(losses) = losses {
             self.ask::<i64>(script(&inner.scripts.lost, &[&inner.keys.marker, &inner.keys.lost]))
                 .await?;
-            inner.waiting.lock().overflowed = false;
+            inner.waiting.lock().told(losses);
             tracing::warn!("too much waited for Redis: all last values are read from history");
             None
         } else {
@@ -216,12 +220,36 @@ impl Monitor {
         let inner = Arc::clone(&self.inner);
         let keys = &inner.keys;
         let node = format!("{}{}", keys.node, inner.node);
-        let names =
-            [&node, &keys.nodes, &keys.since, &keys.marker, &keys.stale, &keys.mended, &keys.lock];
+        let names = [
+            &node,
+            &keys.nodes,
+            &keys.since,
+            &keys.marker,
+            &keys.stale,
+            &keys.mended,
+            &keys.lock,
+            &keys.version,
+        ];
         let mut cmd = script(&inner.scripts.beat, &names.map(String::as_str));
-        cmd.arg(&inner.node).arg(&inner.incarnation);
-        cmd.arg(u64::try_from(inner.config.node_ttl.as_millis()).unwrap_or(u64::MAX));
-        cmd.arg(&keys.node).arg(self.told.as_deref().unwrap_or_default());
+        cmd.arg(&inner.node).arg(&inner.incarnation).arg(self.ttl_ms());
+        cmd.arg(&keys.node).arg(self.told.as_deref().unwrap_or_default()).arg(&self.run_id);
+        self.beat_at = Instant::now();
+        self.ask(cmd).await
+    }
+
+    fn ttl_ms(&self) -> u64 {
+        u64::try_from(self.inner.config.node_ttl.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Says that this node lives, in the midst of what may take longer than it counts as alive.
+    async fn still_here(&mut self) -> Result<(), Failed> {
+        if self.beat_at.elapsed() < self.inner.config.node_ttl / 5 {
+            return Ok(());
+        }
+        self.beat_at = Instant::now();
+        let mut cmd = redis::cmd("SET");
+        cmd.arg(format!("{}{}", self.inner.keys.node, self.inner.node));
+        cmd.arg(&self.inner.incarnation).arg("PX").arg(self.ttl_ms());
         self.ask(cmd).await
     }
 
@@ -268,6 +296,7 @@ impl Monitor {
     async fn tell_connections(&mut self) -> Result<(), Failed> {
         let inner = Arc::clone(&self.inner);
         loop {
+            self.still_here().await?;
             let untold = inner.held.lock().untold(CHUNK);
             if untold.is_empty() {
                 return Ok(());
@@ -289,6 +318,7 @@ impl Monitor {
         let inner = Arc::clone(&self.inner);
         let keys: Vec<(AccountId, String)> = inner.statuses.lock().keys().cloned().collect();
         for (account, key) in keys {
+            self.still_here().await?;
             let Some(own) = inner.statuses.lock().get(&(account, key.clone())).cloned() else {
                 continue;
             };
@@ -311,6 +341,8 @@ impl Monitor {
         let inner = Arc::clone(&self.inner);
         let forgotten = inner.waiting.lock().take_forgotten();
         for chunk in forgotten.chunks(CHUNK) {
+            // An error says it of what follows as well.
+            self.still_here().await.unwrap_or_default();
             let cmds = chunk.iter().map(|(account, device)| inner.forget(*account, *device));
             if let Err(failed) = self.tell::<i64>(cmds.collect()).await {
                 inner.waiting.lock().put_back_forgotten(forgotten);
@@ -318,6 +350,7 @@ impl Monitor {
             }
         }
         loop {
+            self.still_here().await?;
             let oldest = inner.waiting.lock().oldest(CHUNK);
             if oldest.is_empty() {
                 return Ok(());
@@ -394,6 +427,7 @@ impl Monitor {
                 let subscribing = connection.subscribe(inner.keys.channel(account));
                 within(&inner, LOOK_TIMEOUT, subscribing).await?;
             }
+            self.still_here().await?;
             // Read after the subscription stands, so that nothing falls between.
             let (version, all) = self.read_statuses(account).await?;
             if let Some(mirror) = inner.mirrors.write().get_mut(&account) {
@@ -419,6 +453,7 @@ impl Monitor {
         let names: Vec<String> = self.ask(names).await?;
         let mut all = Vec::with_capacity(names.len());
         for chunk in names.chunks(CHUNK) {
+            self.still_here().await?;
             let get = |key: &String| {
                 let mut cmd = redis::cmd("HGETALL");
                 cmd.arg(inner.keys.status(account, key));
@@ -448,7 +483,7 @@ impl Monitor {
             tracing::warn!(reason, "what waited for Redis is left to be read from history");
             return;
         }
-        if self.inner.waiting.lock().overflowed {
+        if self.inner.waiting.lock().overflowed() {
             return;
         }
         let inner = Arc::clone(&self.inner);

@@ -185,16 +185,19 @@ redis.call('SET', KEYS[1], ticket)
 return ticket
 ";
 
-/// KEYS: node, nodes, since, marker, stale, mended, lock. ARGV: node, incarnation, ttl_ms, prefix of
-/// nodes' keys, the memory that was told all of the node. A node that is gone without a word may
-/// have taken with it what it had not told. Says also how many other living nodes have not told all.
+/// KEYS: node, nodes, since, marker, stale, mended, lock, version. ARGV: node, incarnation, ttl_ms, prefix
+/// of nodes' keys, the memory that was told all of the node, the server's process. A process that has the
+/// memory of another, by a file or as its replica, may lack the last of it: it is a memory of its own. A
+/// node that is gone without a word may have taken with it what it had not told. Says also how many other
+/// living nodes have not told all.
 const BEAT: &str = r"
 local t = redis.call('TIME')
 local now = t[1] .. string.format('%03d', math.floor(tonumber(t[2]) / 1000))
 local since = redis.call('GET', KEYS[3])
-if not since then
-  since = now .. ':' .. ARGV[2]
+if not since or string.sub(since, -#ARGV[6]) ~= ARGV[6] then
+  since = now .. ':' .. ARGV[2] .. ':' .. ARGV[6]
   redis.call('SET', KEYS[3], since)
+  redis.call('DEL', KEYS[8])
 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 local nodes = redis.call('HGETALL', KEYS[2])

@@ -13,8 +13,12 @@ pub(crate) struct Waiting {
     messages: VecDeque<Stored>,
     bytes: usize,
     forgotten: Vec<(AccountId, DeviceId)>,
-    /// Messages were dropped: last values are to be read from history.
-    pub(crate) overflowed: bool,
+    /// How often messages were dropped, and how many of those times the server was told: last values are to
+    /// be read from history.
+    losses: u64,
+    told: u64,
+    /// None is kept, since all are to be read from history anyway.
+    dropping: bool,
 }
 
 fn bytes_of(message: &Stored) -> usize {
@@ -22,9 +26,10 @@ fn bytes_of(message: &Stored) -> usize {
 }
 
 impl Waiting {
-    /// Keeps `messages`. Once there are too many, none is kept until all are read from history.
+    /// Keeps `messages`. Once there are too many, none is kept until it is told that all are to be read from
+    /// history.
     pub(crate) fn keep(&mut self, messages: &[Stored], bytes_max: usize) {
-        if self.overflowed {
+        if self.dropping {
             return;
         }
         self.bytes += messages.iter().map(bytes_of).sum::<usize>();
@@ -32,9 +37,26 @@ impl Waiting {
         if self.bytes > bytes_max {
             self.messages = VecDeque::new();
             self.bytes = 0;
-            self.overflowed = true;
+            self.losses += 1;
+            self.dropping = true;
         }
         self.measure();
+    }
+
+    /// Whether there was a loss that the server does not know of.
+    pub(crate) const fn overflowed(&self) -> bool {
+        self.losses > self.told
+    }
+
+    /// Keeps again what comes, and returns the losses that are to be told, if there are any.
+    pub(crate) fn begin_to_tell(&mut self) -> Option<u64> {
+        self.dropping = false;
+        self.overflowed().then_some(self.losses)
+    }
+
+    /// The server knows of these losses.
+    pub(crate) fn told(&mut self, losses: u64) {
+        self.told = losses;
     }
 
     pub(crate) fn keep_forgotten(&mut self, account: AccountId, device: DeviceId) {
@@ -69,7 +91,7 @@ impl Waiting {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.messages.is_empty() && self.forgotten.is_empty() && !self.overflowed
+        self.messages.is_empty() && self.forgotten.is_empty() && !self.overflowed()
     }
 
     /// Messages and bytes.
@@ -193,7 +215,25 @@ mod tests {
             waiting.keep(&[message(60_000)], 1 << 20);
             assert!(waiting.len().1 <= 1 << 20);
         }
-        assert!(waiting.overflowed && waiting.len() == (0, 0));
+        assert!(waiting.overflowed() && waiting.len() == (0, 0));
+    }
+
+    /// History is read from when the loss is told on, at the earliest: what comes meanwhile is kept.
+    #[test]
+    fn what_comes_while_a_loss_is_told_is_kept() {
+        let mut waiting = Waiting::default();
+        waiting.keep(&[message(2 << 20)], 1 << 20);
+        assert!(waiting.overflowed());
+        let losses = waiting.begin_to_tell().unwrap();
+        waiting.keep(&[message(1)], 1 << 20);
+        assert_eq!(waiting.len().0, 1);
+        // Another loss before the first was told is told anew.
+        waiting.keep(&[message(2 << 20)], 1 << 20);
+        waiting.told(losses);
+        assert!(waiting.overflowed() && waiting.len().0 == 0);
+        let losses = waiting.begin_to_tell().unwrap();
+        waiting.told(losses);
+        assert!(!waiting.overflowed() && waiting.is_empty());
     }
 
     #[test]

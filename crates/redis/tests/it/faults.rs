@@ -294,6 +294,79 @@ async fn a_server_with_old_data_is_filled_again() {
     .await;
 }
 
+/// A server that comes back with what it had minutes ago, as a replica that took over does, lacks connections
+/// and status of since: they are told again, and nothing is told before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_and_status_outlive_a_server_with_old_data() {
+    let mut redis = Redis::start();
+    let history = Arc::new(ScriptedHistory::new());
+    let (a, b) = (node(&redis.url(), "a", &history).await, node(&redis.url(), "b", &history).await);
+    let (account, device) = (account(), device());
+    let connection = |n| fieldline_model::ConnectionId::from_bytes([n; 16]);
+    let at = crate::support::at;
+    let peer = || "peer".to_owned();
+    assert!(a.connected(account, device, connection(1), 1, peer(), at(1)).await.unwrap());
+    a.status_set(account, "m", 4, "n", &Value::Int(1)).await.unwrap();
+    run(&redis.url(), &["SAVE"]).await;
+    assert!(a.connected(account, device, connection(2), 2, peer(), at(2)).await.unwrap());
+    a.status_set(account, "m", 5, "n", &Value::Int(2)).await.unwrap();
+    let before = b.status_get(account, "m").await.unwrap().values["n"].version;
+    redis.process.start_again();
+    let began = Instant::now();
+    let presence = loop {
+        match b.presence(account, device).await {
+            Ok(presence) => break presence,
+            Err(StateError::Unavailable(_)) => pause(5).await,
+            Err(error) => panic!("{error}"),
+        }
+        assert!(began.elapsed() < crate::support::RECOVERY);
+    };
+    assert_eq!((presence.connection, presence.epoch), (Some(connection(2)), 2));
+    let status = b.status_get(account, "m").await.unwrap();
+    assert_eq!((status.epoch, &status.values["n"].value), (5, &Value::Int(2)));
+    assert!(status.values["n"].version > before, "a version went back");
+}
+
+/// A node that has much to tell after an outage takes long for it, and is alive meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_tells_much_stays_alive() {
+    let redis = Redis::start();
+    let history = Arc::new(ScriptedHistory::new());
+    let cut = Cut::before(redis.process.port()).await;
+    let config = RedisConfig {
+        node_ttl: Duration::from_secs(2),
+        ..config(&format!("redis://127.0.0.1:{}", cut.port()))
+    };
+    let a = node_with(config, "a", &history).await;
+    let (account, device) = (account(), device());
+    cut.set(Flow::Held);
+    for n in 1..4_000 {
+        submit(&history, &*a, account, device, n).await.unwrap_err();
+    }
+    cut.set(Flow::Open);
+    let mut server = raw(&redis.url()).await;
+    let alive = redis::cmd("EXISTS").arg("fieldline:n:a").to_owned();
+    eventually("it is back", || async {
+        let mut server = raw(&redis.url()).await;
+        alive.query_async::<i64>(&mut server).await.unwrap() == 1
+    })
+    .await;
+    let (began, mut paused) = (Instant::now(), 0);
+    while a.waiting().0 > 0 {
+        assert_eq!(alive.query_async::<i64>(&mut server).await.unwrap(), 1, "taken for dead");
+        // Every answer takes its time.
+        let mut pause_all = redis::cmd("CLIENT");
+        pause_all.arg("PAUSE").arg(300).arg("ALL");
+        pause_all.query_async::<()>(&mut server).await.unwrap();
+        paused += 1;
+        assert!(began.elapsed() < crate::support::RECOVERY);
+    }
+    println!("telling took {:?}, {paused} pauses", began.elapsed());
+    assert!(began.elapsed() > Duration::from_secs(2), "too quick to prove anything");
+    assert_eq!(alive.query_async::<i64>(&mut server).await.unwrap(), 1);
+    assert_eq!(a.value(account, device, "n").await.unwrap(), Some(last(3_999, 3_999)));
+}
+
 /// More than may wait: it is dropped here, and read from history.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waits_is_bounded_and_read_from_history_beyond() {
