@@ -10,7 +10,10 @@
 //!   [`MqttBusConfig::queue_bytes_max`] bytes wait; of more, the oldest of the account that has most are dropped and counted, and
 //!   subscribers elsewhere are told `Lagged` in their place. Accounts take turns at being sent.
 //! - Whoever subscribes while the broker is away is told `Lagged(0)` once it is listened to there, and so is everybody after the
-//!   broker has forgotten its subscribers: items may be missing, and nobody knows how many.
+//!   broker has forgotten its subscribers: items may be missing, and nobody knows how many. So it is while a node of a version
+//!   with another encoding publishes.
+//! - A device that moves to another node while its first one cannot reach the broker may have the last items of that one heard after
+//!   those of the second: order is that of a device *at a node*. Who needs more has the cursors of messages, and history.
 //!
 //! What the broker must allow is a user that reads and writes `{prefix}/#`. With mosquitto, `max_queued_messages` (1,000 unless
 //! told otherwise) is how far a node may fall behind before the broker drops for it; `max_inflight_messages` bounds the speed.

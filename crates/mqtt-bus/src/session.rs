@@ -3,7 +3,7 @@
 //! What was sent is kept until it is acknowledged, in order, and sent again first on the next connection: so the items of one
 //! device never overtake each other, and may come twice, which whoever hears them sees by their numbers.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::encoding::{self, About};
+use crate::encoding::{self, About, Refused};
 use crate::heard::Heard;
 use crate::wire::{Opened, PACKET_BYTES_MAX, Stream, Target};
 use crate::{Away, Shared};
@@ -63,6 +63,8 @@ pub(crate) struct Session {
     asked: HashMap<u16, Vec<AccountId>>,
     retry_at: Option<Instant>,
     heard: HashMap<AccountId, Heard>,
+    /// Accounts of which a node of another version published something: told with the next tick, once for all.
+    unread: HashSet<AccountId>,
     garbage_was_said: bool,
 }
 
@@ -124,6 +126,7 @@ impl Session {
             asked: HashMap::new(),
             retry_at: None,
             heard: HashMap::new(),
+            unread: HashSet::new(),
             garbage_was_said: false,
         }
     }
@@ -376,6 +379,7 @@ impl Session {
         for account in gone {
             self.subscribed.remove(&account);
             self.heard.remove(&account);
+            self.unread.remove(&account);
         }
     }
 
@@ -396,6 +400,9 @@ impl Session {
         if self.retry_at.is_some_and(|at| now >= at) {
             self.retry_at = None;
             self.listen(link);
+        }
+        for account in self.unread.drain() {
+            self.shared.memory.missed(account, 0);
         }
         self.shared.queue.mark();
         ControlFlow::Continue(())
@@ -486,6 +493,10 @@ impl Session {
         let (head, items) = match encoding::open(about, &publish.payload) {
             Ok(opened) => opened,
             Err(refused) => {
+                // What it says is not known here, but that something was said is.
+                if let Refused::Version(_) = refused {
+                    self.unread.insert(about.account);
+                }
                 self.garbage(&publish.topic, &refused.to_string());
                 return 0;
             }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fieldline_contracts::{Bus, BusItem, SystemClock, Topic, TopicFilter};
+use fieldline_contracts::{Bus, BusItem, Lagged, SystemClock, Topic, TopicFilter};
 use fieldline_model::{ParamName, SeriesKind};
-use fieldline_mqtt_bus::{MqttBus, MqttBusConfig};
+use fieldline_mqtt_bus::{MqttBus, MqttBusConfig, encoding};
 use fieldline_testkit::servers::Mosquitto;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::Packet;
@@ -171,6 +171,42 @@ async fn garbage_harms_nothing() {
     }
     silent(&mut items, 200).await;
     assert!(here.problems().is_empty() && there.problems().is_empty());
+}
+
+/// While nodes are replaced, one of another encoding may publish: what it says cannot be read, and is told as missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_version_publishes_is_told_as_missing() {
+    let broker = Mosquitto::start();
+    let there = node(broker.port()).await;
+    let mut items = there.subscribe(account(1), TopicFilter::default()).await;
+    let (client, _events) = foreign(broker.port());
+    let item = message(account(1), device(1), 1);
+    for sequence in 1..=100 {
+        let batch = encoding::encode(account(1), std::slice::from_ref(&item)).remove(0);
+        let about = batch.about;
+        let mut payload = batch.seal(77, sequence, 0);
+        payload[0] += 1;
+        let check = encoding::HEAD_BYTES - 4;
+        let parts: [&[u8]; 5] = [
+            about.account.as_bytes(),
+            about.kind.name().as_bytes(),
+            about.object.as_bytes(),
+            &payload[..check],
+            &payload[encoding::HEAD_BYTES..],
+        ];
+        let crc = parts.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part));
+        payload[check..encoding::HEAD_BYTES].copy_from_slice(&crc.to_be_bytes());
+        let topic = about.topic("fieldline");
+        client.publish(topic, QoS::AtLeastOnce, false, payload).await.unwrap();
+    }
+    assert_eq!(next(&mut items).await.unwrap_err(), Lagged(0));
+    // At once for many, not for each.
+    let mut told = 1;
+    while let Ok(next) = tokio::time::timeout(Duration::from_millis(600), items.next()).await {
+        assert_eq!(next.unwrap().unwrap_err(), Lagged(0));
+        told += 1;
+    }
+    assert!(told < 20, "told {told} times of 100");
 }
 
 /// What was captured and comes again changes nothing, under its topic or another.
