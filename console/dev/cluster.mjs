@@ -21,7 +21,7 @@ const take = (key, node) => held.set(key, { key, node: node.name, epoch: ++epoch
 const place = () => {
   for (const key of KEY_NAMES) if (!held.has(key) && ready().length) take(key, pick(ready()));
 };
-const KEY_NAMES = ['retention', 'schema'];
+const KEY_NAMES = ['retention', 'router/upkeep', 'schema'];
 for (let i = 0; KEY_NAMES.length < KEYS; i++) KEY_NAMES.push(i % 4 === 3 ? `modules/${i % 8 === 3 ? 'geofence' : 'webhook'}-${(i >> 2).toString(16).padStart(4, '0')}` : `partitions/${String(i).padStart(5, '0')}`);
 KEY_NAMES.sort();
 place();
@@ -51,12 +51,32 @@ if (MODE === 'live') {
 }
 if (MODE === 'away') fresh = false;
 
+const LED = { retention: 'lets go of messages beyond retention', 'router/upkeep': 'looks after commands that wait' };
+const led = (all) => Object.entries(LED).map(([key, what]) => { const h = all?.find((one) => one.key === key); return { key, what, node: h?.node ?? null, epoch: h?.epoch ?? null }; });
+const wave = (least, most, period_ms) => least + ((most - least) * (1 + Math.sin(Date.now() / period_ms))) / 2 + Math.random() * least;
+const ms = (name, value) => ({ name, value, unit: 'ms', note: null });
+const items = (name, value, note = null) => ({ name, value, unit: 'items', note });
+
+function spread() {
+  return ['modules/', 'partitions/'].map((prefix) => {
+    const names = KEY_NAMES.filter((key) => key.startsWith(prefix));
+    const own = names.map((key) => held.get(key)).filter(Boolean);
+    const newest = nodes.at(-1);
+    const misplaced = newest?.ready && !own.some((h) => h.node === newest.name) ? Math.round(names.length / nodes.length) : 0;
+    return { role: prefix === 'modules/' ? 'drivers' : 'mqtt', prefix, keys: names.length, held: own.filter((h) => h.node === nodes[0].name).length, orphans: names.length - own.length, misplaced, frozen: !fresh };
+  });
+}
+function lags() {
+  const cluster = fresh ? ms('cluster', wave(1, 6, 6000)) : { name: 'cluster', value: null, unit: 'ms', note: 'the cluster cannot be reached: no answer in 2000 ms' };
+  return [ms('database', wave(1, 4, 9000)), cluster, ms('append', wave(4, 18, 7000)), items('live_items', Math.round(wave(2, 90, 5000))), items('last_values', 0)];
+}
+
 /** What `GET /nodes` answers. */
 export function answer() {
   if (MODE === 'alone') {
-    return { node: 'fieldline', fresh: true, items: [{ name: 'fieldline', address: '', roles: ['gateway', 'rest', 'mqtt'], zone: null, version: '0.2.0', ready: true, epoch: 1 }], held: [{ key: 'retention', node: 'fieldline', epoch: 2 }], problems: [] };
+    return { node: 'fieldline', fresh: true, items: [{ name: 'fieldline', address: '', roles: ['gateway', 'rest', 'mqtt'], zone: null, version: '0.2.0', ready: true, epoch: 1 }], held: [{ key: 'retention', node: 'fieldline', epoch: 2 }, { key: 'router/upkeep', node: 'fieldline', epoch: 3 }], led: led([{ key: 'retention', node: 'fieldline', epoch: 2 }, { key: 'router/upkeep', node: 'fieldline', epoch: 3 }]), spread: [], lags: [ms('database', wave(0.1, 0.3, 9000)), ms('append', wave(2, 6, 7000))], problems: [] };
   }
   const problems = fresh ? [] : ['etcd does not answer: nothing is placed anew until it does', 'what is owned is not known: the cluster cannot be reached: no answer in 2000 ms'];
   const all = [...held.values()].sort((a, b) => (a.key < b.key ? -1 : 1)).slice(0, 10_000);
-  return { node: nodes[0].name, fresh, items: [...nodes].sort((a, b) => (a.name < b.name ? -1 : 1)), held: fresh ? all : [], problems };
+  return { node: nodes[0].name, fresh, items: [...nodes].sort((a, b) => (a.name < b.name ? -1 : 1)), held: fresh ? all : [], led: led(fresh ? all : null), spread: spread(), lags: lags(), problems };
 }

@@ -513,6 +513,9 @@ const steps = [
     await seen('[data-test=alone]:has-text("From one machine to three")');
     await seen('.grid-row:not([hidden]):has-text("retention"):has-text("fieldline")', { timeout: 20_000 });
     assert(/^fieldline owns [1-9]/.test(await page.getAttribute('[data-test=bars] [role=img]', 'aria-label')), 'the bar says how many keys it owns');
+    await seen('[data-test=led] li:has-text("retention"):has-text("fieldline")');
+    await until(async () => /[0-9.]+ m?s/.test(await text('[data-test=lags] li:has-text("The database answers in")')), 'the lag of the database is a figure');
+    assert(!(await page.isVisible('[data-test=lanes]')), 'one process alone has no lanes');
     await shot('26-cluster-alone');
     await page.keyboard.press('/');
     await page.keyboard.type('no such key');
@@ -529,13 +532,18 @@ const steps = [
     let answer = { ...real, items: [...real.items, ...more] };
     await page.route('**/api/v1/nodes', (route) => route.fulfill({ json: answer }));
     const line = (text) => seen(`[data-test=changes] li:has-text("${text}")`);
+    const lane = (says) => seen(`[data-test=lanes] [aria-label="${says}"]`);
     await line('node-3 joined in zone c, version 99.0.0');
     await seen('[data-test=skew]:has-text("99.0.0 on 1 node")');
     answer = { ...answer, items: answer.items.map((n) => (n.name === 'node-2' ? { ...n, ready: false } : n)), held: answer.held.map((h) => ({ ...h, node: 'node-3', epoch: h.epoch + 1 })) };
     await line('node-2 drains');
+    await lane('node-2 is there and takes no work');
     await line('retention: fieldline → node-3, epoch');
     const before = answer;
-    answer = { ...answer, fresh: false, held: [], problems: ['etcd does not answer: nothing is placed anew until it does', 'what is owned is not known: no answer'] };
+    answer = { ...answer, spread: [{ role: 'drivers', prefix: 'modules/', keys: 40, held: 9, orphans: 4, misplaced: 6, frozen: false }], led: answer.led.map((l) => ({ ...l, node: null })) };
+    await seen('[data-test=spread] [aria-label="30 keys of 40 where they belong, 6 elsewhere, 4 held by nobody"]');
+    await seen('[data-test=led] li:has-text("retention"):has-text("nobody")');
+    answer = { ...before, fresh: false, held: [], problems: ['etcd does not answer: nothing is placed anew until it does', 'what is owned is not known: no answer'] };
     await seen('[data-test=frozen]:has-text("etcd does not answer: members as last known")');
     await page.waitForTimeout(1500);
     assert(await page.isVisible('.grid-row:not([hidden]):has-text("retention"):has-text("node-3")'), 'owners stay as last known');
@@ -544,6 +552,8 @@ const steps = [
     answer = { ...before, items: before.items.filter((n) => n.name !== 'node-2'), problems: ['the disk is full'] };
     await line('etcd answers again');
     await line('node-2 left');
+    await lane('node-3 is ready');
+    await lane('node-2 is gone');
     await seen('[data-test=problems]:has-text("the disk is full")');
     await page.waitForTimeout(700);
     await shot('26-cluster');

@@ -4,7 +4,7 @@ import { CHANGES_MAX, type Change, type ClusterNode, compareVersions, diff, type
 
 const node = (name: string, more: Partial<ClusterNode> = {}): ClusterNode => ({ name, address: `http://${name}:7080`, roles: ['gateway'], zone: 'a', version: '0.2.0', ready: true, epoch: 1, ...more });
 const held = (...list: [string, string, number][]): Held[] => list.map(([key, owner, epoch]) => ({ key, node: owner, epoch }));
-const answer = (more: Partial<View> = {}): View => ({ knows: true, node: 'n1', fresh: true, items: [node('n1'), node('n2')], held: held(['modules/1', 'n1', 3], ['modules/2', 'n2', 4]), problems: [], ...more });
+const answer = (more: Partial<View> = {}): View => ({ knows: true, node: 'n1', fresh: true, items: [node('n1'), node('n2')], held: held(['modules/1', 'n1', 3], ['modules/2', 'n2', 4]), led: [], spread: [], lags: [], problems: [], ...more });
 const AWAY = 'what is owned is not known: no member of etcd answers';
 
 /** As the page does it. */

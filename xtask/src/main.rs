@@ -20,7 +20,7 @@ const HELP: &str = "\
 cargo xtask COMMAND
 
   up [ARGS…]         build everything and start Fieldline; ARGS go to `fieldline up` (try --demo)
-  cluster            start servers, three nodes and a fleet on this machine, to look at and to break
+  cluster            start a whole cluster with a fleet on this machine, to look at and to break
   test [STEP…]       run every check and test, or only the steps named
   bench [NAME…]      run the measurements of bench/, or only those named
   codegen [--check]  write what is generated from code; --check fails if it differs

@@ -18,6 +18,35 @@ export interface Held {
   epoch: number;
 }
 
+/** Work that one node at a time does for all. */
+export interface Led {
+  key: string;
+  what: string;
+  /** Null while nobody does it, or where that is not known. */
+  node: string | null;
+  epoch: number | null;
+}
+
+/** A role whose keys are spread over the nodes, as the node that answers sees it. */
+export interface Spread {
+  role: string;
+  prefix: string;
+  keys: number;
+  /** At the node that answers. */
+  held: number;
+  orphans: number;
+  misplaced: number;
+  frozen: boolean;
+}
+
+/** Something that can be behind at the node that answers. */
+export interface Lag {
+  name: string;
+  value: number | null;
+  unit: 'ms' | 'items';
+  note: string | null;
+}
+
 /** `GET /nodes`. */
 export interface Nodes {
   /** The node that answers. */
@@ -26,6 +55,9 @@ export interface Nodes {
   fresh: boolean;
   items: ClusterNode[];
   held: Held[];
+  led: Led[];
+  spread: Spread[];
+  lags: Lag[];
   problems: string[];
 }
 
@@ -86,7 +118,7 @@ export function knowsHeld(answer: Nodes): boolean {
 
 /**
  * What is to be shown after `answer`: ownership that it does not know stays as it was, and lists that did not change are
- * those of `before`, so that nothing is drawn anew.
+ * those of `before`, so that nothing is drawn anew. Figures of lag change with every answer: they are not compared.
  */
 export function settle(before: View | null, answer: Nodes): View {
   const told = knowsHeld(answer);
@@ -94,9 +126,11 @@ export function settle(before: View | null, answer: Nodes): View {
   const held = told ? (sameHeld(before.held, answer.held) ? before.held : answer.held) : before.held;
   const items = JSON.stringify(before.items) === JSON.stringify(answer.items) ? before.items : answer.items;
   const problems = before.problems.join('\n') === answer.problems.join('\n') ? before.problems : answer.problems;
-  const same = held === before.held && items === before.items && problems === before.problems && before.node === answer.node && before.fresh === answer.fresh;
+  const led = told ? (JSON.stringify(answer.led) === JSON.stringify(before.led) ? before.led : answer.led) : before.led;
+  const spread = JSON.stringify(answer.spread) === JSON.stringify(before.spread) ? before.spread : answer.spread;
+  const same = led === before.led && spread === before.spread && held === before.held && items === before.items && problems === before.problems && before.node === answer.node && before.fresh === answer.fresh;
   const knows = before.knows || told;
-  return same && knows === before.knows ? before : { ...answer, held, items, problems, knows };
+  return same && knows === before.knows ? before : { ...answer, held, led, spread, items, problems, knows };
 }
 
 function sameHeld(a: readonly Held[], b: readonly Held[]): boolean {

@@ -254,6 +254,17 @@ pub trait Cluster: Send + Sync + 'static {
     /// [`ClusterError::Unavailable`].
     async fn holders(&self, prefix: &str) -> Result<BTreeMap<String, Holder>, ClusterError>;
 
+    /// Who holds the first `limit` keys, in order of keys, of those that begin with `prefix`.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::Unavailable`].
+    async fn first_holders(
+        &self,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<BTreeMap<String, Holder>, ClusterError>;
+
     /// Changes whenever a key may have changed hands: then ask [`Cluster::holders`] again.
     fn handed_over(&self) -> watch::Receiver<u64>;
 }
@@ -444,6 +455,14 @@ impl Cluster for MemoryCluster {
         let state = self.shared.state.lock();
         let held = state.held.iter().filter(|(key, _)| key.starts_with(prefix));
         Ok(held.map(|(key, holder)| (key.clone(), holder.clone())).collect())
+    }
+
+    async fn first_holders(
+        &self,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<BTreeMap<String, Holder>, ClusterError> {
+        Ok(self.holders(prefix).await?.into_iter().take(limit).collect())
     }
 
     fn handed_over(&self) -> watch::Receiver<u64> {

@@ -287,6 +287,24 @@ impl Inner {
         }
     }
 
+    async fn holders(
+        &self,
+        prefix: &str,
+        options: GetOptions,
+    ) -> Result<BTreeMap<String, Holder>, ClusterError> {
+        let (prefix, generation) =
+            (self.keys.held(prefix), self.generation.load(Ordering::Acquire));
+        let mut client = self.client().kv_client();
+        let read = client.get(prefix.as_str(), Some(options.with_prefix()));
+        let answer = self.ask(REQUEST_MAX, read).await.map_err(|error| unavailable(&error))?;
+        let holders = answer.kvs().iter().filter_map(|entry| {
+            let (key, held) = (self.keys.of_held(entry.key())?, Held::from_json(entry.value())?);
+            let epoch = held.epoch.unwrap_or(epochs::epoch(generation, entry.create_revision()));
+            Some((key.to_owned(), Holder { node: held.node, epoch }))
+        });
+        Ok(holders.collect())
+    }
+
     /// Gives a key up as soon as etcd answers.
     fn release(&self, key: String, held: Held) {
         self.held.lock().retain(|name, (one, _)| *name != key || one.nonce != held.nonce);
@@ -329,18 +347,20 @@ impl Cluster for EtcdCluster {
     }
 
     async fn holders(&self, prefix: &str) -> Result<BTreeMap<String, Holder>, ClusterError> {
-        let inner = &self.inner;
-        let (prefix, generation) =
-            (inner.keys.held(prefix), inner.generation.load(Ordering::Acquire));
-        let mut client = inner.client().kv_client();
-        let read = client.get(prefix.as_str(), Some(GetOptions::new().with_prefix()));
-        let answer = inner.ask(REQUEST_MAX, read).await.map_err(|error| unavailable(&error))?;
-        let holders = answer.kvs().iter().filter_map(|entry| {
-            let (key, held) = (inner.keys.of_held(entry.key())?, Held::from_json(entry.value())?);
-            let epoch = held.epoch.unwrap_or(epochs::epoch(generation, entry.create_revision()));
-            Some((key.to_owned(), Holder { node: held.node, epoch }))
-        });
-        Ok(holders.collect())
+        self.inner.holders(prefix, GetOptions::new()).await
+    }
+
+    async fn first_holders(
+        &self,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<BTreeMap<String, Holder>, ClusterError> {
+        // For etcd no limit is 0.
+        if limit == 0 {
+            return Ok(BTreeMap::new());
+        }
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.inner.holders(prefix, GetOptions::new().with_limit(limit)).await
     }
 
     fn handed_over(&self) -> watch::Receiver<u64> {

@@ -13,12 +13,13 @@ use fieldline_mdb::{Mdb, MdbConfig};
 use fieldline_mqtt_bus::MqttBus;
 use fieldline_postgres::{PostgresHistory, PostgresRegistry};
 use fieldline_redis::RedisState;
-use fieldline_rest::ReadyCheck;
+use fieldline_rest::{Insight, Lag, LagCheck, Led, ReadyCheck, Size};
 use fieldline_router::LocalCommands;
 use fieldline_runtime::DataDir;
 use fieldline_sqlite::SqliteRegistry;
 
 use crate::config::Config;
+use crate::housekeeping;
 use crate::node::{NodeConfig, Role};
 use crate::worker::{Failure, setup};
 
@@ -150,6 +151,41 @@ impl Backends {
             ("last values", Arc::new(move || state.problems())),
             ("live items of other nodes", Arc::new(move || bus.problems())),
         ]
+    }
+
+    /// What is told of the cluster besides who is there.
+    pub(crate) fn insight(&self, ingest: &Ingest) -> Insight {
+        let ingest = ingest.clone();
+        let append: LagCheck = Arc::new(move || Lag {
+            name: "append",
+            size: ingest.append_took().map(Size::Took),
+            note: None,
+        });
+        let led = vec![
+            Led { key: housekeeping::RETENTION_KEY, what: "lets go of messages beyond retention" },
+            Led { key: LocalCommands::UPKEEP_KEY, what: "looks after commands that wait" },
+        ];
+        let mut lags = vec![append];
+        if let Engines::Cluster { state, bus, .. } = &self.engines {
+            let (state, bus) = (Arc::clone(state), Arc::clone(bus));
+            lags.push(Arc::new(move || {
+                let depth = bus.depth();
+                let lost = format!("{} dropped since the start", depth.dropped);
+                Lag {
+                    name: "live_items",
+                    size: Some(Size::Waiting(depth.items as u64 + depth.sent)),
+                    note: (depth.dropped > 0).then_some(lost),
+                }
+            }));
+            lags.push(Arc::new(move || Lag {
+                name: "last_values",
+                size: Some(Size::Waiting(state.waiting().0 as u64)),
+                // Such as that they are being read again from history.
+                note: state.problems().into_iter().next(),
+            }));
+        }
+        let shared = matches!(self.engines, Engines::Cluster { .. });
+        Insight { shared, led, spread: Vec::new(), lags }
     }
 
     /// Ends in order, after all services.

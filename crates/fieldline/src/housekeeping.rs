@@ -17,6 +17,8 @@ const JUMP_MICROS_MAX: i64 = 48 * 3_600 * 1_000_000;
 /// Looks that a clock which jumped has to go on steadily before it is believed: an hour.
 const STEADY_LOOKS: u32 = 6;
 /// Microseconds of a day.
+/// Who holds it lets go of messages beyond retention.
+pub(crate) const RETENTION_KEY: &str = "retention";
 const DAY_MICROS: i64 = 24 * 3_600 * 1_000_000;
 
 /// Drops commands that have expired, for ever.
@@ -32,7 +34,7 @@ pub(crate) async fn expire(platform: Platform) {
 /// Lets go of messages beyond retention, for ever: on one node at a time. `mark` is a file that keeps the time of the last look.
 pub(crate) async fn retain(platform: Platform, cluster: Arc<dyn Cluster>, mark: Option<PathBuf>) {
     loop {
-        match cluster::hold(&*cluster, "retention").await {
+        match cluster::hold(&*cluster, RETENTION_KEY).await {
             Ok(lease) => {
                 tokio::select! {
                     () = retain_alone(&platform, mark.as_deref()) => {}

@@ -260,6 +260,7 @@ async fn serve(all: Serve<'_>) -> Result<(), Failure> {
             metrics,
             ready: backends.ready(),
             optional: backends.optional(),
+            insight: backends.insight(&ingest),
             system: SystemInfo {
                 node: backends.node_name().to_owned(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -1,7 +1,7 @@
 //! The one way in: validate, append, apply, publish.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use fieldline_contracts::history::BATCH_MAX;
@@ -32,6 +32,8 @@ pub(crate) struct Counters {
     duplicates: Counter,
     rejected: Counter,
     append_seconds: Histogram,
+    /// Microseconds that the newest append took, plus one; 0 before the first.
+    append_micros: AtomicU64,
     /// Batches that last values could not take over at once.
     state_failures: Counter,
     /// Whether the last one could not: an outage is logged once.
@@ -45,6 +47,7 @@ impl Counters {
             duplicates: metrics::counter!("fieldline_ingest_duplicates_total"),
             rejected: metrics::counter!("fieldline_ingest_rejected_total"),
             append_seconds: metrics::histogram!("fieldline_ingest_append_seconds"),
+            append_micros: AtomicU64::new(0),
             state_failures: metrics::counter!("fieldline_ingest_state_failures_total"),
             state_fails: AtomicBool::new(false),
         }
@@ -83,6 +86,13 @@ pub(crate) async fn append_patiently(
 }
 
 impl Ingest {
+    /// How long the newest batch took until it was durable; none before the first.
+    #[must_use]
+    pub fn append_took(&self) -> Option<Duration> {
+        let micros = self.inner.counters.append_micros.load(Ordering::Relaxed);
+        micros.checked_sub(1).map(Duration::from_micros)
+    }
+
     /// Takes what a device said. When this returns `Ok` the messages are
     /// durable, last values have them and subscribers were told: the link may
     /// acknowledge. If last values cannot be reached, they have them later: that
@@ -153,7 +163,10 @@ impl Ingest {
             let code = error.code();
             metrics::counter!("fieldline_ingest_failures_total", "code" => code).increment(1);
         })?;
-        append_seconds.record(begun.elapsed());
+        let took = begun.elapsed();
+        append_seconds.record(took);
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).saturating_add(1);
+        self.inner.counters.append_micros.store(micros, Ordering::Relaxed);
         if receipts.len() != batch.len() {
             let (got, of) = (receipts.len(), batch.len());
             return Err(HistoryError::Failed(format!("{got} receipts for {of} messages")));

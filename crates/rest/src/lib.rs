@@ -19,6 +19,7 @@ mod call;
 mod console;
 mod document;
 mod idempotency;
+mod insight;
 mod linger;
 mod live;
 mod numbers;
@@ -42,6 +43,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+pub use insight::{Insight, Lag, LagCheck, Led, Size, Spread};
 pub use server::RestListener;
 
 use app::App;
@@ -119,6 +121,8 @@ pub struct Services {
     /// What the node can do without for a while, by name: where a check has reasons `/readyz` warns,
     /// since a balancer must not take all nodes away for it, and `GET /nodes` tells them.
     pub optional: Vec<(&'static str, ReadyCheck)>,
+    /// What `GET /nodes` tells of the cluster besides who is there.
+    pub insight: Insight,
     /// What is said of this process.
     pub system: SystemInfo,
 }

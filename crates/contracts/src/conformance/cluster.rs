@@ -187,6 +187,11 @@ async fn holders_are_listed_by_prefix(node: &impl AsyncFn() -> Arc<dyn Cluster>)
         .map(|(key, holder)| (key.strip_prefix(&prefix).unwrap_or_default(), holder.node.as_str()))
         .collect();
     assert_eq!(nodes, [("/a", first.as_str()), ("/b", &second), ("/c", &first)]);
+    for (limit, keys) in [(0, 0), (1, 1), (2, 2), (3, 3), (4, 3)] {
+        let few = two.first_holders(&format!("{prefix}/"), limit).await;
+        let few = few.expect("the cluster answers");
+        assert!(few.iter().eq(holders.iter().take(keys)), "the first {limit}: {few:?}");
+    }
     one.leave().await;
     two.leave().await;
 }

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fieldline_contracts::Cluster as _;
+use fieldline_contracts::ownership::{Ownership, Progress, Work};
+use fieldline_contracts::{Cluster as _, Lease};
 use fieldline_rest::RestConfig;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{Method, Request};
@@ -13,6 +14,8 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::{Value as Json, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{Bench, eventually};
 
@@ -43,6 +46,13 @@ async fn the_cluster_is_told() {
     let held = json!([{"key": "retention", "node": "test", "epoch": lease.epoch().0}]);
     assert_eq!(nodes["held"], held);
     assert_eq!(nodes["problems"], json!([]));
+    let led = |at: usize| (&nodes["led"][at]["key"], &nodes["led"][at]["node"]);
+    assert_eq!(led(0), (&json!("retention"), &json!("test")));
+    assert_eq!(led(1), (&json!("upkeep"), &Json::Null));
+    let named: Vec<_> = nodes["lags"].as_array().unwrap().iter().map(|lag| &lag["name"]).collect();
+    assert_eq!(named, ["database", "cluster", "append"]);
+    assert!(nodes["lags"][0]["value"].as_f64().unwrap() > 0.0, "{nodes}");
+    assert_eq!(nodes["lags"][2]["value"], Json::Null, "nothing was stored yet");
 
     // What can be done without takes no node out of service; why it is away is for administrators.
     bench.state.set_away(true);
@@ -50,6 +60,59 @@ async fn the_cluster_is_told() {
     assert_eq!(ready["warnings"], json!(["last values: away; see /api/v1/nodes"]));
     let nodes = bench.root.get("/api/v1/nodes").await.expect(200);
     assert!(nodes["problems"][0].as_str().unwrap().contains("a test took it away"), "{nodes}");
+}
+
+/// Keys that are spread are told with how far they are, and no more keys are read than are told.
+#[tokio::test]
+async fn keys_are_told_up_to_a_bound() {
+    const KEYS: usize = 10_050;
+    let bench = Bench::start().await;
+    let mut leases = Vec::new();
+    for number in 0..KEYS {
+        leases.push(bench.cluster.claim(&format!("filler/{number:05}")).await.unwrap().unwrap());
+    }
+    let retention = bench.cluster.claim("retention").await.unwrap();
+    let nodes = bench.root.get("/api/v1/nodes").await.expect(200);
+    let held = nodes["held"].as_array().unwrap();
+    assert_eq!((held.len(), &held[9_999]["key"]), (10_000, &json!("filler/09999")));
+    assert_eq!(nodes["led"][0]["node"], "test", "it is beyond what is told, and looked for");
+    drop((leases, retention));
+
+    let keys = Arc::new((0..30).map(|n| format!("module-{n}")).collect());
+    let (_keys, wanted) = watch::channel(keys);
+    let ownership = Ownership {
+        prefix: "modules/".to_owned(),
+        role: "rest".to_owned(),
+        node: "test".to_owned(),
+        moves_max: 10,
+        stop_max: Duration::from_secs(1),
+    };
+    let stop = CancellationToken::new();
+    let run = ownership.run(
+        bench.cluster.clone(),
+        wanted,
+        Arc::new(Waiting),
+        bench.progress.clone(),
+        stop.clone(),
+    );
+    let run = tokio::spawn(run);
+    let settled = |progress: &Progress| progress.keys == 30 && progress.orphans == 0;
+    bench.progress.subscribe().wait_for(settled).await.unwrap();
+    let nodes = bench.root.get("/api/v1/nodes").await.expect(200);
+    let spread = json!([{
+        "role": "rest", "prefix": "modules/", "keys": 30, "held": 30, "orphans": 0, "misplaced": 0, "frozen": false,
+    }]);
+    assert_eq!(nodes["spread"], spread);
+    stop.cancel();
+    run.await.unwrap();
+}
+
+struct Waiting;
+
+impl Work for Waiting {
+    async fn run(&self, _key: String, _lease: Arc<Lease>, stop: CancellationToken) {
+        stop.cancelled().await;
+    }
 }
 
 #[tokio::test]

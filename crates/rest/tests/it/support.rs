@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use fieldline_auth::{Auth, Identity, NewToken};
 use fieldline_contracts::channels::{ChannelControl, ChannelStatus, ConnectionInfo};
+use fieldline_contracts::ownership::Progress;
 use fieldline_contracts::{
     Actor, Cluster, MemoryBus, MemoryCluster, Node, Platform, Registry, RegistryExt as _,
     SystemClock,
@@ -18,7 +19,9 @@ use fieldline_mdb::{Mdb, MdbConfig};
 use fieldline_model::{
     Account, AccountId, ChannelId, ConnectionId, DeviceId, Scope, Timestamp, Transport,
 };
-use fieldline_rest::{Drained, RestConfig, RestListener, Services, SystemInfo, run};
+use fieldline_rest::{
+    Drained, Insight, Lag, Led, RestConfig, RestListener, Services, Size, Spread, SystemInfo, run,
+};
 use fieldline_router::LocalCommands;
 use fieldline_runtime::tls::{ReloadingTls, TlsFiles};
 use fieldline_sqlite::SqliteRegistry;
@@ -30,6 +33,7 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use serde_json::Value as Json;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -83,6 +87,8 @@ impl ChannelControl for Channels {
 
 pub struct Bench {
     pub cluster: Arc<MemoryCluster>,
+    /// Of the keys that begin with `modules/`.
+    pub progress: watch::Sender<Progress>,
     pub address: SocketAddr,
     pub platform: Platform,
     pub ingest: Ingest,
@@ -127,6 +133,7 @@ impl Bench {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let cluster = Arc::new(MemoryCluster::new());
+        let progress = watch::Sender::new(Progress::default());
         let node = Node {
             name: "test".to_owned(),
             address: String::new(),
@@ -151,6 +158,26 @@ impl Bench {
                     move || state.problems()
                 }),
             )],
+            insight: Insight {
+                shared: true,
+                led: vec![
+                    Led { key: "retention", what: "lets go of messages" },
+                    Led { key: "upkeep", what: "looks after commands" },
+                ],
+                spread: vec![Spread {
+                    role: "rest".to_owned(),
+                    prefix: "modules/".to_owned(),
+                    progress: progress.subscribe(),
+                }],
+                lags: vec![{
+                    let ingest = ingest.clone();
+                    Arc::new(move || Lag {
+                        name: "append",
+                        size: ingest.append_took().map(Size::Took),
+                        note: None,
+                    })
+                }],
+            },
             system: SystemInfo {
                 node: "test".to_owned(),
                 version: "0.0.0-test".to_owned(),
@@ -180,6 +207,7 @@ impl Bench {
             account,
             server: Some(server),
             cluster,
+            progress,
             _dir: dir,
         }
     }
