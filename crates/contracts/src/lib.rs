@@ -10,6 +10,7 @@
 pub mod bus;
 pub mod calls;
 pub mod channels;
+pub mod client_store;
 pub mod clients;
 pub mod clock;
 pub mod cluster;
@@ -27,6 +28,9 @@ use std::sync::Arc;
 pub use bus::{Bus, BusItem, Lagged, MemoryBus, Subscription, Topic, TopicFilter};
 pub use calls::{CallError, Caller, Calls, Duplex, Handlers, MemoryCalls, Opening, TraceParent};
 pub use channels::{ChannelControl, ChannelStatus, ConnectionInfo};
+pub use client_store::{
+    ClientStore, MemoryClientStore, RetainLimits, RetainedMessage, WillChange, WillKey,
+};
 pub use clients::{ClientMessage, ClientSessions};
 pub use clock::{Clock, SystemClock, TestClock};
 pub use cluster::{

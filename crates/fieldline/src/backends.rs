@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldline_contracts::{
-    Bus, Clock, Cluster, History, MemoryBus, MemoryCluster, MemoryState, NoPeers, Node, Platform,
-    Registry, State, SystemClock,
+    Bus, ClientStore, Clock, Cluster, History, MemoryBus, MemoryCluster, MemoryState, NoPeers,
+    Node, Platform, Registry, State, SystemClock,
 };
 use fieldline_etcd::EtcdCluster;
 use fieldline_ingest::Ingest;
@@ -30,6 +30,8 @@ const BUS_CLOSE_MAX: Duration = Duration::from_secs(2);
 pub(crate) struct Backends {
     pub(crate) platform: Platform,
     pub(crate) cluster: Arc<dyn Cluster>,
+    /// What MQTT clients leave with the server.
+    pub(crate) client_store: Arc<dyn ClientStore>,
     commands: LocalCommands,
     /// What this node says of itself.
     node: Node,
@@ -69,8 +71,9 @@ impl Backends {
         let node = describe("fieldline", "", None, &Role::ALL);
         let cluster: Arc<dyn Cluster> = Arc::new(MemoryCluster::new());
         cluster.join(node.clone()).await.map_err(setup)?;
+        let client_store: Arc<dyn ClientStore> = sqlite.clone();
         let engines = Engines::Embedded { registry: sqlite };
-        Ok(Self { platform, cluster, commands, node, engines })
+        Ok(Self { platform, cluster, client_store, commands, node, engines })
     }
 
     /// One node of several, which keeps nothing itself.
@@ -86,7 +89,9 @@ impl Backends {
         let described = describe(name, &node.address, node.zone.clone(), roles);
         etcd.join(described.clone()).await.map_err(setup)?;
         let registry = PostgresRegistry::connect(&config.postgres, Arc::clone(&clock)).await;
-        let registry: Arc<dyn Registry> = Arc::new(registry.map_err(setup)?);
+        let postgres = Arc::new(registry.map_err(setup)?);
+        let client_store: Arc<dyn ClientStore> = postgres.clone();
+        let registry: Arc<dyn Registry> = postgres;
         let history = PostgresHistory::connect(&config.postgres, Arc::clone(&clock)).await;
         let history: Arc<dyn History> = Arc::new(history.map_err(setup)?);
         let state = RedisState::connect(config.redis.clone(), name, Arc::clone(&history)).await;
@@ -104,7 +109,7 @@ impl Backends {
             clock,
         };
         let engines = Engines::Cluster { state, bus, cluster: Arc::clone(&etcd) };
-        Ok(Self { platform, cluster: etcd, commands, node: described, engines })
+        Ok(Self { platform, cluster: etcd, client_store, commands, node: described, engines })
     }
 
     /// Takes up the commands that wait, and tells of their changes through the pipeline.

@@ -226,6 +226,7 @@ async fn serve(all: Serve<'_>) -> Result<(), Failure> {
             platform: platform.clone(),
             ingest: ingest.clone(),
             auth,
+            store: Arc::clone(&backends.client_store),
             node: backends.name_among_others().map(str::to_owned),
         };
         let config = MqttConfig {

@@ -264,7 +264,7 @@ fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-fn put_varint(out: &mut BytesMut, number: usize) {
+pub(crate) fn put_varint(out: &mut BytesMut, number: usize) {
     let mut rest = number;
     loop {
         let low = u8::try_from(rest & 0x7f).unwrap_or(0);

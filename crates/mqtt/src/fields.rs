@@ -30,6 +30,11 @@ impl Text {
         }
     }
 
+    /// Text of our own; `None` if it could not be a client's.
+    pub(crate) fn new(text: String) -> Option<Self> {
+        Self::check(text.into()).ok()
+    }
+
     /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -128,6 +133,15 @@ pub(crate) fn properties(
 /// Whether `props` are properties as receivers get them, whole and of the right kinds.
 pub(crate) fn are_forwarded(props: &Bytes) -> bool {
     each_property(props.clone(), allowed::FORWARDED, |_, _| Ok(())).is_ok()
+}
+
+/// The properties that `forward` and an expiry were taken from.
+pub(crate) fn read_forwarded(forward: &Bytes, expiry_s: Option<u32>) -> Option<PublishProps> {
+    let mut block = BytesMut::new();
+    crate::encode::put_varint(&mut block, forward.len());
+    block.extend_from_slice(forward);
+    let props = publish_properties(&mut block.freeze(), allowed::FORWARDED).ok()?;
+    Some(PublishProps { expiry_s, ..props })
 }
 
 fn each_property(

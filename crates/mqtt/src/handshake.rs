@@ -19,7 +19,7 @@ use crate::link::Link;
 use crate::publish::Client;
 use crate::session::{Session, TOPIC_ALIAS_MAX};
 use crate::stream::Stream;
-use crate::{Acceptor, Shared, metrics};
+use crate::{Acceptor, Shared, metrics, wills};
 
 /// Longest client id, in bytes.
 const CLIENT_ID_BYTES_MAX: usize = 256;
@@ -257,11 +257,13 @@ async fn admit(
             .authorise(will.topic.as_str())
             .map_err(|why| refuse(why.reason, format!("the will: {}", why.text).into()))?;
     }
+    let will = connect.will.as_ref().and_then(|will| wills::kept(&client, will));
     let link = Arc::new(Link::default());
     let member = Member {
         link: Arc::clone(&link),
         client_id: Arc::clone(&client_id),
         identity: Arc::clone(&identity),
+        will: will.clone(),
     };
     hub.join(number, member).map_err(|reason| {
         refuse(reason, "as many clients of this account are connected as may be".into())
@@ -285,10 +287,12 @@ async fn admit(
     };
     codec::connack(&mut output, version, Reason::Success, &props);
     tracing::debug!(%peer, %connection, client_id = %client_id, actor = %identity.actor.name, "MQTT client connected");
-    let session = Session::new(client, link, permit, connect, keep_alive_s, input, output);
+    let mut session = Session::new(client, link, permit, connect, keep_alive_s, input, output);
     // After joining, so that the bus is not let go of between the two.
     hub.follow(&shared.background, &shared.stop).await;
-    hub.take_seat(number, &client_id).await;
+    if let Some(seat) = hub.take_seat(number, &client_id).await {
+        session.begin(&client_id, seat, will.as_ref());
+    }
     recheck(shared, &identity, session).await
 }
 

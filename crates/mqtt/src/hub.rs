@@ -1,12 +1,11 @@
-//! One account's clients: who is connected, what they subscribed to, what is retained.
+//! One account's clients: who is connected, and what they subscribed to.
 //!
 //! A hub knows one account only. It follows that account's bus while anybody is
 //! connected and hands every message, encoded once, to the queues of those who
 //! want it. Nothing in here waits for a client.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, Hash, RandomState};
-use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,7 +13,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use fieldline_auth::Identity;
 use fieldline_contracts::{
-    Bus, BusItem, ClientSessions, LastValue, State, StateError, TopicFilter,
+    Bus, BusItem, ClientSessions, Clock, LastValue, Platform, RetainLimits, State, StateError,
+    TopicFilter, WillKey,
 };
 use fieldline_model::{AccountId, DeviceId, Event, Scope, SeriesKind, Stored};
 use parking_lot::Mutex;
@@ -24,13 +24,15 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 use uuid::Uuid;
 
+use crate::Services;
 use crate::codec::Reason;
 use crate::config::MqttConfig;
 use crate::link::{Delivery, Identifiers, Link, Message, Pushed, QueueLimits};
 use crate::metrics;
 use crate::nodes::Nodes;
+use crate::retained::Retained;
 use crate::routes::{Entry, Options, Routes};
-use crate::topic::{matches, push_level};
+use crate::topic::push_level;
 
 /// How long the bus is followed after the last client has left.
 const LINGER: Duration = Duration::from_secs(10);
@@ -53,6 +55,8 @@ pub(crate) struct Member {
     pub(crate) client_id: Arc<str>,
     /// Who it is, and what it may see.
     pub(crate) identity: Arc<Identity>,
+    /// Its will, as it is kept.
+    pub(crate) will: Option<Arc<str>>,
 }
 
 impl Member {
@@ -73,8 +77,6 @@ struct Inner {
     members: HashMap<u64, Member>,
     clients: HashMap<Arc<str>, Seat>,
     routes: Routes,
-    retained: BTreeMap<Arc<str>, Arc<Message>>,
-    retained_bytes: usize,
     /// Whether a task follows the bus.
     followed: bool,
 }
@@ -82,9 +84,9 @@ struct Inner {
 /// Who has a client id.
 struct Seat {
     session: u64,
-    /// Its number among the sessions of all nodes; 0 until it has one, and where this node is alone.
+    /// Its number among the sessions of all nodes; 0 until it has one.
     number: u64,
-    /// The highest number that others told while it had none.
+    /// The highest number that other nodes told while it had none.
     heard: u64,
 }
 
@@ -107,6 +109,9 @@ pub(crate) struct Hub {
     config: Arc<MqttConfig>,
     bus: Arc<dyn Bus>,
     state: Arc<dyn State>,
+    clock: Arc<dyn Clock>,
+    /// What clients retain.
+    pub(crate) retained: Retained,
     /// The other nodes, if there may be some.
     nodes: Option<Arc<Nodes>>,
     /// Whether last values could not be read when last asked for: an outage is logged once.
@@ -126,16 +131,24 @@ impl Hub {
     pub(crate) fn new(
         account: AccountId,
         config: Arc<MqttConfig>,
-        bus: Arc<dyn Bus>,
-        state: Arc<dyn State>,
+        services: &Services,
         nodes: Option<Arc<Nodes>>,
     ) -> Self {
+        let Platform { bus, state, clock, .. } = &services.platform;
+        let (bus, state, clock) = (Arc::clone(bus), Arc::clone(state), Arc::clone(clock));
+        let limits = RetainLimits {
+            messages: config.retained_messages_max,
+            bytes: config.retained_bytes_max,
+        };
+        let store = Arc::clone(&services.store);
         let tokens = f64::from(config.account_publishes_per_s_max) * RATE_S;
         Self {
             account,
             config,
             bus,
             state,
+            retained: Retained::new(account, store, Arc::clone(&clock), limits),
+            clock,
             nodes,
             state_fails: AtomicBool::new(false),
             inner: Mutex::default(),
@@ -197,22 +210,26 @@ impl Hub {
         self.inner.lock().routes.remove(filter, session)
     }
 
-    /// The account.
-    pub(crate) fn account(&self) -> AccountId {
-        self.account
-    }
-
     /// Whether there is nothing in it worth keeping.
     pub(crate) fn is_idle(&self) -> bool {
         let inner = self.inner.lock();
-        inner.members.is_empty() && inner.retained.is_empty() && !inner.followed
+        inner.members.is_empty() && !inner.followed
     }
 
-    /// Forgets what clients retained: the account is gone.
-    pub(crate) fn forget_retained(&self) {
-        let mut inner = self.inner.lock();
-        inner.retained.clear();
-        inner.retained_bytes = 0;
+    /// Whether a client of this id is connected here.
+    pub(crate) fn has_client(&self, client_id: &str) -> bool {
+        self.inner.lock().clients.contains_key(client_id)
+    }
+
+    /// The wills of all sessions that have a number.
+    pub(crate) fn wills(&self) -> Vec<(WillKey, Arc<str>)> {
+        let inner = self.inner.lock();
+        let will = |(client_id, seat): (&Arc<str>, &Seat)| {
+            let will = inner.members.get(&seat.session)?.will.clone()?;
+            let (account, client_id, number) = (self.account, Arc::clone(client_id), seat.number);
+            (number > 0).then_some((WillKey { account, client_id, number }, will))
+        };
+        inner.clients.iter().filter_map(will).collect()
     }
 
     /// Messages that wait for all clients together, those of the fullest queue,
@@ -287,63 +304,6 @@ impl Hub {
         commands.iter().any(|(_, known)| *known == print)
     }
 
-    /// Keeps a retained message, or forgets the topic's if the payload is empty.
-    ///
-    /// # Errors
-    ///
-    /// If the account has as many, or as many bytes, as may be retained.
-    pub(crate) fn retain(&self, message: &Arc<Message>) -> Result<(), Reason> {
-        let mut inner = self.inner.lock();
-        let before = inner.retained.get(&message.topic).map_or(0, |m| m.bytes());
-        if message.payload.is_empty() {
-            inner.retained.remove(&message.topic);
-            inner.retained_bytes -= before;
-            return Ok(());
-        }
-        let count = inner.retained.len() + usize::from(before == 0);
-        let bytes = inner.retained_bytes - before + message.bytes();
-        if count > self.config.retained_messages_max || bytes > self.config.retained_bytes_max {
-            return Err(Reason::QuotaExceeded);
-        }
-        inner.retained_bytes = bytes;
-        // The payload is copied: as it came in, it shares the memory of other packets.
-        let kept = Message {
-            topic: Arc::clone(&message.topic),
-            payload: Bytes::copy_from_slice(&message.payload),
-            props: Bytes::copy_from_slice(&message.props),
-            ..**message
-        };
-        inner.retained.insert(Arc::clone(&message.topic), Arc::new(kept));
-        Ok(())
-    }
-
-    /// Up to `limit` retained messages of clients after topic `after` that match
-    /// `filter`, and where the next page begins; `None` at the end.
-    pub(crate) fn retained(
-        &self,
-        filter: &str,
-        after: Option<&Arc<str>>,
-        limit: usize,
-    ) -> (Vec<Arc<Message>>, Option<Arc<str>>) {
-        let now = Instant::now();
-        let inner = self.inner.lock();
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut found = Vec::new();
-        let mut last = None;
-        let range = inner.retained.range::<Arc<str>, _>((from, Bound::Unbounded));
-        for (looked, (topic, message)) in range.enumerate() {
-            if looked >= limit {
-                return (found, last);
-            }
-            last = Some(Arc::clone(topic));
-            let worth = message.expires_at.is_none_or(|at| at > now);
-            if worth && matches(filter, topic) {
-                found.push(Arc::clone(message));
-            }
-        }
-        (found, None)
-    }
-
     /// Whether there are no other nodes.
     pub(crate) fn is_alone(&self) -> bool {
         self.nodes.is_none()
@@ -357,28 +317,32 @@ impl Hub {
         }
     }
 
-    /// Gives a session its number among those of all nodes, and tells them of it. To be called once the bus is followed:
+    /// Gives a session its number among those of all nodes, and tells them of it; `None` if another has taken its place
+    /// here meanwhile. To be called once the bus is followed:
     /// then of two that connect at once the one with the higher number hears of the other or is heard by it, and stays.
-    pub(crate) async fn take_seat(&self, session: u64, client_id: &Arc<str>) {
-        let Some(nodes) = &self.nodes else { return };
-        let number = nodes.number().await;
+    pub(crate) async fn take_seat(&self, session: u64, client_id: &Arc<str>) -> Option<u64> {
+        let number = match &self.nodes {
+            Some(nodes) => nodes.number().await,
+            // Above those of the process before.
+            None => u64::try_from(self.clock.now().as_micros()).unwrap_or(0).max(1),
+        };
         {
             let mut inner = self.inner.lock();
             let inner = &mut *inner;
-            let Some(seat) = inner.clients.get_mut(client_id) else { return };
-            // Another took the name here meanwhile, and tells the others itself.
-            if seat.session != session {
-                return;
-            }
+            // If another took the name here meanwhile, it tells the others itself.
+            let seat = inner.clients.get_mut(client_id).filter(|seat| seat.session == session)?;
             seat.number = number;
             if seat.heard > number {
                 if let Some(member) = inner.members.get(&session) {
                     member.link.kick(Reason::SessionTakenOver);
                 }
-                return;
+                return Some(number);
             }
         }
-        self.tell_sessions(nodes, vec![(Arc::clone(client_id), number)]).await;
+        if let Some(nodes) = &self.nodes {
+            self.tell_sessions(nodes, vec![(Arc::clone(client_id), number)]).await;
+        }
+        Some(number)
     }
 
     /// Tells the other nodes of sessions here.

@@ -9,6 +9,10 @@
 //! it publishes to `command/…` is queued by `Commands`. `docs/mqtt.md` is for
 //! users.
 //!
+//! In a cluster each node runs one, and clients see one server: `nodes.rs` gives
+//! what they say to the other nodes and keeps one session for each client id,
+//! `retained.rs` and `wills.rs` keep what they leave where every node finds it.
+//!
 //! It is not a general broker: sessions end with their connection, and free
 //! topics exist under `client/` only. QoS 2 and persistent sessions have their
 //! place in `session.rs`: what a connection owes its client is the queue of
@@ -31,11 +35,13 @@ pub mod payload;
 mod publish;
 mod reason;
 mod replay;
+mod retained;
 mod rights;
 mod routes;
 mod session;
 mod stream;
 mod topic;
+mod wills;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -44,7 +50,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fieldline_auth::Auth;
-use fieldline_contracts::Platform;
+use fieldline_contracts::{ClientStore, Platform};
 use fieldline_ingest::Ingest;
 use fieldline_model::AccountId;
 use parking_lot::Mutex;
@@ -60,6 +66,7 @@ use handshake::Handshakes;
 use hub::Hub;
 use nodes::Nodes;
 pub use topic::ROOTS;
+use wills::Wills;
 
 /// Wait after the system refused a connection, mostly for want of files.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
@@ -87,6 +94,8 @@ pub struct Services {
     pub ingest: Ingest,
     /// Sign-in.
     pub auth: Auth,
+    /// What clients leave with the server.
+    pub store: Arc<dyn ClientStore>,
     /// The name of this node where there may be others.
     pub node: Option<String>,
 }
@@ -104,6 +113,7 @@ pub(crate) struct Shared {
     services: Services,
     hubs: Mutex<HashMap<AccountId, Arc<Hub>>>,
     nodes: Option<Arc<Nodes>>,
+    wills: Arc<Wills>,
     sessions: AtomicU64,
     permits: Arc<Semaphore>,
     handshakes: Arc<Handshakes>,
@@ -116,10 +126,8 @@ impl Shared {
     fn hub(&self, account: AccountId) -> Arc<Hub> {
         let mut hubs = self.hubs.lock();
         let hub = hubs.entry(account).or_insert_with(|| {
-            let Platform { bus, state, .. } = &self.services.platform;
-            let (bus, state) = (Arc::clone(bus), Arc::clone(state));
-            let nodes = self.nodes.clone();
-            Arc::new(Hub::new(account, Arc::clone(&self.config), bus, state, nodes))
+            let (config, nodes) = (Arc::clone(&self.config), self.nodes.clone());
+            Arc::new(Hub::new(account, config, &self.services, nodes))
         });
         Arc::clone(hub)
     }
@@ -162,8 +170,13 @@ pub async fn run(
         let Platform { clock, state, .. } = &services.platform;
         Arc::new(Nodes::new(Arc::clone(clock), Arc::clone(state)))
     });
+    let (clock, store) = (&services.platform.clock, Arc::clone(&services.store));
+    let [a, b, c, d, e, f, g, h, ..] = clock.random();
+    let owner = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+    let (wills, will_changes) = Wills::new(owner, store, nodes.is_some());
     let shared = Arc::new(Shared {
         nodes,
+        wills,
         permits: Arc::new(Semaphore::new(config.connections_max.min(Semaphore::MAX_PERMITS))),
         handshakes: Arc::new(Handshakes::new(config.handshakes_max)),
         config: Arc::new(config),
@@ -187,6 +200,7 @@ pub async fn run(
     }
     acceptors.close();
     shared.background.spawn(rights::watch(Arc::clone(&shared)));
+    shared.background.spawn(wills::run(Arc::clone(&shared), will_changes));
 
     shutdown.cancelled().await;
     acceptors.wait().await;

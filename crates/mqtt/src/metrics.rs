@@ -57,6 +57,16 @@ pub(crate) fn throttled() {
     counter!("fieldline_mqtt_throttled_total").increment(1);
 }
 
+/// Beginnings and ends of sessions were stored, for their wills.
+pub(crate) fn wills_stored(count: usize) {
+    counter!("fieldline_mqtt_will_changes_total").increment(count as u64);
+}
+
+/// A will of a client whose node is gone was published.
+pub(crate) fn will_adopted() {
+    counter!("fieldline_mqtt_wills_of_the_gone_total").increment(1);
+}
+
 /// A message of a client went to the other nodes (`out`) or came from one (`in`).
 pub(crate) fn between_nodes(direction: &'static str) {
     counter!("fieldline_mqtt_between_nodes_total", "direction" => direction).increment(1);

@@ -26,6 +26,7 @@ use crate::hub::{Hub, may_see, own};
 use crate::link::Message;
 use crate::metrics;
 use crate::payload;
+use crate::retained::NotRetained;
 use crate::topic::{Target, target};
 
 /// Seconds that a command is worth sending, unless its publisher says otherwise
@@ -253,9 +254,7 @@ impl Client {
             return Err(Refusal::new(Reason::QuotaExceeded, text));
         }
         if incoming.retain {
-            self.hub.retain(&message).map_err(|reason| {
-                Refusal::new(reason, "the account retains as many messages or bytes as it may")
-            })?;
+            self.hub.retained.put(&message).await.map_err(|why| not_retained(&why))?;
         }
         let here = self.hub.publish(&message);
         self.hub.spread(&message).await;
@@ -443,6 +442,23 @@ fn not_stored(error: &HistoryError) -> Refusal {
             Reason::Unspecified,
             "the message could not be made durable for sure; send it again",
         ),
+    }
+}
+
+/// What the client is told when a message was not retained; nobody gets it then.
+fn not_retained(why: &NotRetained) -> Refusal {
+    match why {
+        NotRetained::Full => Refusal::new(
+            Reason::QuotaExceeded,
+            "the account retains as many messages or bytes as it may",
+        ),
+        NotRetained::Failed(error) => {
+            debug!(error, "a message was not retained");
+            Refusal::new(
+                Reason::Unspecified,
+                "the message could not be retained for sure; send it again",
+            )
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fieldline_contracts::{Kind, Page};
 use fieldline_model::{DeviceId, ParamName};
@@ -12,10 +13,11 @@ use uuid::Uuid;
 use crate::hub::{may_see, state_message, state_topic};
 use crate::link::{Delivery, Identifiers, Message};
 use crate::publish::Client;
+use crate::retained::client_prefix;
 use crate::routes::Options;
 use crate::topic::{StateFilter, matches, state_filter};
 
-/// Retained messages of clients that are looked at for one page.
+/// Retained messages of clients that are read for one page.
 const CLIENT_PAGE: usize = 256;
 /// Devices whose ids are read at once.
 const LIST_PAGE: usize = 256;
@@ -79,9 +81,19 @@ impl Replay {
         &self.filter
     }
 
-    /// Whether the next page reads the registry.
-    pub(crate) fn reads_registry(&self) -> bool {
-        matches!(self.stage, Stage::List(_))
+    /// Whether the next page reads many objects, or many that clients retained, from the disk.
+    pub(crate) fn is_costly(&self) -> bool {
+        match self.stage {
+            Stage::List(_) => true,
+            Stage::Client(_) => !client_prefix(&self.filter).1,
+            _ => false,
+        }
+    }
+
+    /// How long to wait before a page is asked for again that could not be read.
+    pub(crate) fn retry_delay(&self) -> Duration {
+        // The database may take its time to say no, and meanwhile nothing else is sent.
+        Duration::from_secs(if matches!(self.stage, Stage::Client(_)) { 5 } else { 1 })
     }
 
     /// Whether everything was sent.
@@ -89,18 +101,29 @@ impl Replay {
         matches!(self.stage, Stage::Done)
     }
 
-    /// The next page; may be empty before the end. `None` if last values cannot be read now: ask
+    /// The next page; may be empty before the end. `None` if it cannot be read now: ask
     /// for the same page again later.
     pub(crate) async fn page(&mut self, client: &Client) -> Option<Vec<Delivery>> {
         match std::mem::replace(&mut self.stage, Stage::Done) {
             Stage::Client(after) => {
-                let (found, next) = client.hub.retained(&self.filter, after.as_ref(), CLIENT_PAGE);
+                let (prefix, whole) = client_prefix(&self.filter);
+                let limit = if whole { 1 } else { CLIENT_PAGE };
+                let page = client.hub.retained.page(prefix, after.as_deref(), limit).await;
+                let (found, next) = match page {
+                    Ok((found, next)) => (found, next.filter(|_| !whole)),
+                    Err(_) => {
+                        self.stage = Stage::Client(after);
+                        return None;
+                    }
+                };
                 self.stage = match next {
                     Some(next) => Stage::Client(Some(next)),
                     None => Self::first_of_state(&self.filter).unwrap_or(Stage::Done),
                 };
-                let seen = found.into_iter().filter(|m| may_see(&client.identity, m.object));
-                Some(seen.map(|message| self.delivery(message)).collect())
+                let seen = found.into_iter().filter(|m| {
+                    matches(&self.filter, &m.topic) && may_see(&client.identity, m.object)
+                });
+                Some(seen.map(|message| self.delivery(Arc::new(message))).collect())
             }
             Stage::List(after) => {
                 self.stage = self.list(client, after).await;

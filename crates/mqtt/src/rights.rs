@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldline_auth::{AuthError, Identity, IdentityKind};
-use fieldline_contracts::Kind;
 use tracing::warn;
 
 use crate::codec::Reason;
@@ -53,12 +52,7 @@ pub(crate) async fn watch(shared: Arc<Shared>) {
 /// could be asked.
 async fn recheck(shared: &Shared) -> bool {
     let mut asked = true;
-    let registry = &shared.services.platform.registry;
     for hub in shared.hubs() {
-        let account = hub.account();
-        if let Ok(None) = registry.get(account, Kind::Account, account.0).await {
-            hub.forget_retained();
-        }
         let mut identities: HashMap<IdentityKind, Vec<Arc<Identity>>> = HashMap::new();
         hub.each_member(|member| {
             let same = identities.entry(member.identity.kind).or_default();

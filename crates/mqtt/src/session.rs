@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, BytesMut};
+use fieldline_contracts::WillKey;
 use fieldline_model::Device;
 use futures_util::future::join_all;
 use tokio::sync::OwnedSemaphorePermit;
@@ -33,6 +34,7 @@ use crate::publish::{Batch, Client, Incoming, Refusal, Taken};
 use crate::replay::Replay;
 use crate::routes::Options;
 use crate::stream::Stream;
+use crate::wills::Wills;
 
 /// Highest topic alias that clients may use.
 pub(crate) const TOPIC_ALIAS_MAX: u16 = 16;
@@ -42,6 +44,8 @@ const OUTPUT_BYTES_HIGH: usize = 64 * 1024;
 const REPLAY_QUEUE_LOW: usize = 256;
 /// Bytes of payloads that are stored together.
 const BATCH_BYTES_MAX: usize = 1 << 20;
+/// What retaining a message counts for, as bytes published: it is written to the disk.
+const RETAIN_COST_BYTES: usize = 9 * 4_096;
 /// How long the last packet may take to be sent.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A deadline that is looked at again when it comes.
@@ -86,10 +90,15 @@ struct Membership {
     hub: Arc<Hub>,
     session: u64,
     subscribed: Vec<Subscribed>,
+    /// Where its will is kept.
+    kept: Option<(Arc<Wills>, WillKey)>,
 }
 
 impl Drop for Membership {
     fn drop(&mut self) {
+        if let Some((wills, key)) = self.kept.take() {
+            wills.end(key);
+        }
         self.hub.leave(self.session, self.subscribed.iter().map(|s| &*s.filter));
         metrics::sessions(-1.0);
     }
@@ -155,6 +164,7 @@ impl Session {
             hub: Arc::clone(&client.hub),
             session: client.session,
             subscribed: Vec::new(),
+            kept: None,
         };
         let config = &client.shared.config;
         Self {
@@ -187,6 +197,15 @@ impl Session {
         }
     }
 
+    /// Notes that the session began, with its number among those of all nodes; the will is kept until it ends.
+    pub(crate) fn begin(&mut self, client_id: &Arc<str>, number: u64, will: Option<&Arc<str>>) {
+        let (account, client_id) = (self.client.identity.account, Arc::clone(client_id));
+        let key = WillKey { account, client_id, number };
+        let wills = &self.client.shared.wills;
+        wills.begin(key.clone(), will);
+        self.membership.kept = will.map(|_| (Arc::clone(wills), key));
+    }
+
     /// The protocol's revision.
     pub(crate) fn version(&self) -> Version {
         self.version
@@ -206,7 +225,7 @@ impl Session {
                 return End::Kicked(reason);
             }
             if self.link.take_stale() {
-                self.replay_state();
+                self.replay_lost();
             }
             if self.may_replay() {
                 Box::pin(self.replay()).await;
@@ -477,7 +496,7 @@ impl Session {
         if publish.qos == Qos::ExactlyOnce {
             return Err(End::Error(Reason::QosNotSupported, "QoS 2 is not offered".into()));
         }
-        self.pace(publish.payload.len());
+        self.pace(publish.payload.len() + if publish.retain { RETAIN_COST_BYTES } else { 0 });
         let Publish { dup, qos, retain, topic, packet_id, props, payload } = publish;
         let alias = self.resolve(topic.as_str(), &props)?;
         let topic = alias.as_deref().unwrap_or(topic.as_str());
@@ -619,29 +638,10 @@ impl Session {
             ) => false,
             _ => true,
         };
-        if let Some(will) = self.will.take().filter(|_| wanted) {
-            self.publish_will(*will).await;
-        }
-    }
-
-    /// A will is a message of the client like any other.
-    async fn publish_will(&mut self, will: Will) {
-        let Will { topic, payload, qos, retain, props } = will;
-        // It outlived its packet, whose memory it must not hold on to when retained.
-        let payload = Bytes::copy_from_slice(&payload);
-        let topic = topic.as_str();
-        let (packet_id, dup) = (None, false);
-        let incoming = Incoming { topic, payload, qos, retain, props, packet_id, dup };
-        let outcome = match self.client.take(incoming).await {
-            Ok(Taken::Batch(batch)) => {
-                let device = Arc::clone(&batch.device);
-                self.client.store(&device, vec![batch]).await
-            }
-            Ok(Taken::Done(_)) => Ok(()),
-            Err(refusal) => Err(refusal),
-        };
-        if let Err(refusal) = outcome {
-            self.client.tell_refused(&mut self.told_refused, topic, &refusal);
+        if let Some(will) = self.will.take().filter(|_| wanted)
+            && let Err((topic, refusal)) = self.client.publish_will(*will).await
+        {
+            self.client.tell_refused(&mut self.told_refused, &topic, &refusal);
         }
     }
 }

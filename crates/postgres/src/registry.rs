@@ -5,6 +5,7 @@
 //! Changes that are asked for at once share a transaction: `group.rs` gathers them, `plan.rs` decides what
 //! each does, `write.rs` writes what all of them leave.
 
+mod clients;
 mod follow;
 mod group;
 mod plan;
@@ -99,7 +100,11 @@ impl Registry for PostgresRegistry {
     ) -> Result<(), RegistryError> {
         let (actor, at) = (actor.clone(), self.clock.now());
         let what = What::Delete(kind, id, expected);
-        self.groups.change(Change { account, actor, at, what }).await.map(|_| ())
+        self.groups.change(Change { account, actor, at, what }).await?;
+        if kind == Kind::Account {
+            self.forget_retained(account).await;
+        }
+        Ok(())
     }
 
     async fn get(

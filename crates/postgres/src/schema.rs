@@ -114,4 +114,30 @@ pub(crate) const MIGRATIONS: &[&str] = &["
         newest bigint NOT NULL,
         body   bytea NOT NULL
     ) WITH (fillfactor = 70);
+", "
+    -- What MQTT clients retain; topics in the order of their bytes.
+    CREATE TABLE retained (
+        account       uuid NOT NULL,
+        topic         text COLLATE \"C\" NOT NULL,
+        bytes         bigint NOT NULL,
+        at_least_once boolean NOT NULL,
+        expires_at    bigint,
+        payload       bytea NOT NULL,
+        props         bytea NOT NULL,
+        PRIMARY KEY (account, topic)
+    );
+    -- The wills of clients that are connected, and when the processes that they are connected to were last heard of.
+    CREATE TABLE wills (
+        account   uuid NOT NULL,
+        client_id text COLLATE \"C\" NOT NULL,
+        number    bigint NOT NULL,
+        owner     bigint NOT NULL,
+        will      text NOT NULL,
+        PRIMARY KEY (account, client_id)
+    );
+    CREATE INDEX wills_of_owner ON wills (owner);
+    CREATE TABLE will_owners (
+        owner   bigint PRIMARY KEY,
+        seen_at timestamptz NOT NULL
+    ) WITH (fillfactor = 50);
 "];

@@ -8,11 +8,14 @@
 //! answered survives the loss of power. It is brought into the file within
 //! seconds and at the end, and `mark.rs` tells whether it was cut short meanwhile.
 //!
+//! Beside the registry the file holds what MQTT clients leave with the server (`clients.rs`).
+//!
 //! It is not a place for the meaning of objects: they are JSON documents here.
 //! Start reading at [`SqliteRegistry::open`]; `read.rs` and `write.rs` have the
 //! queries, `schema.rs` the tables. It may import `fieldline-contracts` and
 //! `fieldline-model`.
 
+mod clients;
 mod mark;
 mod read;
 mod schema;

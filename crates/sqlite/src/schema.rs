@@ -17,7 +17,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const STATEMENTS_MAX: usize = 64;
 
 /// Each brings the schema one version on. Never change one that was released: add another.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE objects (
         number   INTEGER PRIMARY KEY,
         kind     TEXT NOT NULL,
@@ -55,7 +56,33 @@ const MIGRATIONS: &[&str] = &["
         changed  TEXT NOT NULL
     ) STRICT;
     CREATE INDEX audit_of_account ON audit (account, sequence);
-"];
+",
+    "
+    -- What MQTT clients retain. Times are microseconds since 1970.
+    CREATE TABLE retained (
+        number        INTEGER PRIMARY KEY,
+        account       BLOB NOT NULL,
+        topic         TEXT NOT NULL,
+        bytes         INTEGER NOT NULL,
+        at_least_once INTEGER NOT NULL,
+        expires_at    INTEGER,
+        payload       BLOB NOT NULL,
+        props         BLOB NOT NULL,
+        UNIQUE (account, topic)
+    ) STRICT;
+    CREATE INDEX retained_bytes ON retained (account, bytes);
+    -- The wills of clients that are connected; `owner` is the process that they are connected to.
+    CREATE TABLE wills (
+        account   BLOB NOT NULL,
+        client_id TEXT NOT NULL,
+        number    INTEGER NOT NULL,
+        owner     INTEGER NOT NULL,
+        will      TEXT NOT NULL,
+        PRIMARY KEY (account, client_id)
+    ) STRICT;
+    CREATE INDEX wills_of_owner ON wills (owner);
+",
+];
 
 /// Settings of a connection.
 pub(crate) fn configure(db: &Connection) -> rusqlite::Result<()> {

@@ -81,6 +81,9 @@ pub(crate) fn delete(
     present(db, account, kind, id, expected)?;
     drop_keys(db, kind, id)?;
     execute(db, "DELETE FROM objects WHERE kind = ?1 AND id = ?2", (kind.name(), id.as_bytes()))?;
+    if kind == Kind::Account {
+        execute(db, "DELETE FROM retained WHERE account = ?1", [account.as_bytes()])?;
+    }
     audit(db, &Change { account, kind, id, actor, at }, AuditAction::Delete, &[]).map(|_| ())
 }
 

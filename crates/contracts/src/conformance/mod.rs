@@ -2,6 +2,7 @@
 
 pub mod bus;
 pub mod calls;
+pub mod client_store;
 pub mod cluster;
 pub mod history;
 pub mod registry;

@@ -13,6 +13,7 @@ mod device;
 mod disk_full;
 mod kill;
 mod mqtt;
+mod mqtt_nodes;
 mod protocols;
 mod server;
 mod start;

@@ -21,7 +21,13 @@ pub(crate) fn subscribe(
         .stdout(Stdio::piped())
         .spawn()
         .expect("mosquitto_sub runs; `cargo xtask test rust` installs it");
-    let output = BufReader::new(client.stdout.take().unwrap());
+    let received = lines(&mut client);
+    (client, received)
+}
+
+/// What a program prints, line by line.
+pub(crate) fn lines(program: &mut std::process::Child) -> mpsc::Receiver<String> {
+    let output = BufReader::new(program.stdout.take().unwrap());
     let (lines, received) = mpsc::channel();
     std::thread::spawn(move || {
         for line in output.lines().map_while(Result::ok) {
@@ -29,7 +35,7 @@ pub(crate) fn subscribe(
             let _ended = lines.send(line);
         }
     });
-    (client, received)
+    received
 }
 
 #[test]

@@ -1,7 +1,5 @@
 //! Subscriptions of a session, and the retained messages that they begin with.
 
-use std::time::Duration;
-
 use fieldline_model::Scope;
 use tokio::time::Instant;
 
@@ -12,11 +10,8 @@ use crate::replay::Replay;
 use crate::routes::Options;
 use crate::topic::check_filter;
 
-/// What reading a page of devices counts for, as bytes published.
+/// What reading a page of devices, or of what clients retained, counts for, as bytes published.
 const LIST_COST_BYTES: usize = 10 * 4_096;
-
-/// How long retained last values wait that could not be read.
-const REPLAY_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 impl Session {
     pub(super) fn subscribe(&mut self, subscribe: Subscribe) {
@@ -92,11 +87,14 @@ impl Session {
         self.replays.push_back(Box::new(replay));
     }
 
-    /// Sends last values again, for every filter that asks for some.
-    pub(super) fn replay_state(&mut self) {
+    /// Sends last values again, for every filter that asks for some; and what clients retained, where some of it may have
+    /// been missed that clients of other nodes said.
+    pub(super) fn replay_lost(&mut self) {
+        // What clients of this node say goes by no bus.
+        let replay = if self.client.hub.is_alone() { Replay::of_state } else { Replay::new };
         let subscribed = &self.membership.subscribed;
         let replays: Vec<Option<Replay>> =
-            subscribed.iter().map(|s| Replay::of_state(&s.filter, s.options)).collect();
+            subscribed.iter().map(|s| replay(&s.filter, s.options)).collect();
         for replay in replays {
             self.begin_replay(replay);
         }
@@ -105,9 +103,9 @@ impl Session {
     pub(super) async fn replay(&mut self) {
         let Some(replay) = self.replays.front_mut() else { return };
         let mark = self.link.len();
-        let costly = replay.reads_registry();
+        let costly = replay.is_costly();
         let Some(page) = replay.page(&self.client).await else {
-            self.replay_after = Some(Instant::now() + REPLAY_RETRY_DELAY);
+            self.replay_after = Some(Instant::now() + replay.retry_delay());
             return;
         };
         if replay.is_done() {

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use fieldline_auth::{Auth, Identity, IdentityKind, NewToken};
 use fieldline_contracts::{
-    Actor, Bus, BusItem, Clock as _, History, MemoryBus, Platform, RegistryExt as _, Subscription,
-    SystemClock, TopicFilter,
+    Actor, Bus, BusItem, ClientStore, Clock as _, History, MemoryBus, MemoryClientStore, Platform,
+    RegistryExt as _, Subscription, SystemClock, TopicFilter,
 };
 use fieldline_ingest::Ingest;
 use fieldline_model::{
@@ -80,8 +80,8 @@ impl Server {
         let ingest = Ingest::new(platform.clone());
         let sink = ingest.clone();
         commands.set_events(move |event| sink.event_soon(event));
-        let auth = Auth::new(registry, clock);
-        let services = Services { platform, ingest, auth, node: None };
+        let auth = Auth::new(registry.clone(), clock);
+        let services = Services { platform, ingest, auth, store: registry, node: None };
         let place = (history, state, Some(directory));
         Self::serve(config, tls, services, place).await
     }
@@ -90,10 +90,12 @@ impl Server {
     pub(crate) async fn nodes(config: MqttConfig) -> ([Self; 2], Arc<LinkedBus>) {
         let base = Self::with(config.clone(), None).await;
         let bus = Arc::new(LinkedBus::default());
+        let store: Arc<dyn ClientStore> = Arc::new(MemoryClientStore::new());
         let node = |at: usize| {
             let mut services = base.services.clone();
             services.platform.bus = Arc::new(End { bus: Arc::clone(&bus), at });
             services.ingest = Ingest::new(services.platform.clone());
+            services.store = Arc::clone(&store);
             services.node = Some(format!("node-{at}"));
             let (history, state) = (Arc::clone(&base.history), Arc::clone(&base.state));
             Self::serve(config.clone(), None, services, (history, state, None))

@@ -293,3 +293,60 @@ async fn a_flood_of_one_account_does_not_delay_another() {
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
     flooding.abort();
 }
+
+/// What is retained on one node is there on the other, bounded over both, whether or not they hear each other.
+#[tokio::test]
+async fn retained_messages_are_the_same_on_every_node() {
+    let config = MqttConfig { retained_messages_max: 3, ..MqttConfig::default() };
+    let (nodes, bus) = Server::nodes(config).await;
+    let tenant = nodes[0].tenant("a").await;
+    let mut one = Wire::join(&nodes[0], true, "one", &tenant.token).await;
+    let mut two = Wire::join(&nodes[1], true, "two", &tenant.token).await;
+    bus.cut();
+    let retain = async |wire: &mut Wire, topic: &str, payload: &str, props: &[u8]| {
+        let id = wire.publish(topic, payload, 0x03, props).await.unwrap();
+        wire.puback(id).await
+    };
+    let mut props = vec![2, 0, 0, 0, 100, 9];
+    text(&mut props, "seven");
+    assert_eq!(retain(&mut one, "client/a/1", "one", &props).await, 0);
+    assert_eq!(retain(&mut two, "client/a/2", "two", &[]).await, 0);
+    assert_eq!(retain(&mut two, "client/b", "b", &[]).await, 0);
+    assert_eq!(retain(&mut one, "client/c", "c", &[]).await, 0x97, "the bound is the account's");
+    for (filter, expected) in [
+        ("client/a/1", vec!["one"]),
+        ("client/a/+", vec!["one", "two"]),
+        ("client/a/#", vec!["one", "two"]),
+        ("#", vec!["one", "two", "b"]),
+        ("client/none", vec![]),
+    ] {
+        for (node, v5) in [(&nodes[0], true), (&nodes[1], false)] {
+            let mut wire = Wire::join(node, v5, "reads", &tenant.token).await;
+            wire.subscribe(filter, 1).await;
+            for payload in &expected {
+                let got = wire.message().await;
+                assert_eq!((&*got.payload, got.retain, got.qos), (*payload, true, 1), "{filter}");
+                wire.ack(got.packet_id.unwrap()).await;
+                if *payload == "one" && v5 {
+                    let shown = format!("{:?}", got.props);
+                    assert!(shown.contains("CorrelationData"), "{shown}");
+                    assert!(shown.contains("MessageExpiryInterval"), "{shown}");
+                }
+            }
+            assert!(answers(&mut wire).await);
+        }
+    }
+    // Forgotten on the other node than it was retained on; then there is room.
+    assert_eq!(retain(&mut two, "client/a/1", "", &[]).await, 0);
+    assert_eq!(retain(&mut one, "client/c", "c", &[]).await, 0);
+    // What was said while they could not hear each other comes to those who subscribed before.
+    two.subscribe("client/c", 0x20).await;
+    assert_eq!(retain(&mut one, "client/c", "newer", &[]).await, 0);
+    bus.mend();
+    let got = two.message().await;
+    assert_eq!((&*got.payload, got.retain), ("newer", true));
+    let foreign = nodes[1].tenant("b").await;
+    let mut spy = Wire::join(&nodes[1], true, "reads", &foreign.token).await;
+    spy.subscribe("#", 0).await;
+    spy.silent().await;
+}

@@ -140,19 +140,19 @@ async fn one_version_of_skew_is_allowed() {
     history(&settings).await.append(vec![at(device(1), 1, 1)]).await.unwrap();
     history(&never).await.append(vec![at(device(1), 2, 1)]).await.unwrap();
 
-    psql(&server, "UPDATE fieldline.version SET version = 2");
+    let version = || psql(&server, "SELECT version FROM fieldline.version");
+    let known: i32 = version().parse().unwrap();
+    let set = |to: i32| psql(&server, &format!("UPDATE fieldline.version SET version = {to}"));
+    set(known + 1);
     history(&settings).await.append(vec![at(device(1), 3, 1)]).await.unwrap();
     PostgresRegistry::connect(&settings, Arc::new(SystemClock)).await.map(|_| ()).unwrap();
-    assert_eq!(
-        psql(&server, "SELECT version FROM fieldline.version"),
-        "2",
-        "an older program leaves it"
-    );
-    psql(&server, "UPDATE fieldline.version SET version = 3");
+    assert_eq!(version(), (known + 1).to_string(), "an older program leaves it");
+    set(known + 2);
     let newer = error(&settings).await;
-    assert!(matches!(newer, ConnectError::Version { found: 3, newest: 2, .. }), "{newer}");
+    let ConnectError::Version { found, newest, .. } = &newer else { panic!("{newer}") };
+    assert_eq!((*found, *newest), (known + 2, known + 1));
     assert!(newer.to_string().contains("start a newer Fieldline"), "{newer}");
-    psql(&server, "UPDATE fieldline.version SET version = 1");
+    set(known);
 
     let other = error(&Settings { shards: Some(16), ..settings.clone() }).await;
     assert!(matches!(other, ConnectError::Shards { found: 8, asked: 16, .. }), "{other}");

@@ -6,6 +6,7 @@
     reason = "tests may panic, and print what they measured"
 )]
 
+mod clients;
 mod connect;
 mod faults;
 mod history;

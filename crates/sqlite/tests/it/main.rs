@@ -2,14 +2,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use fieldline_contracts::conformance::registry;
+use fieldline_contracts::conformance::{client_store, registry};
 use fieldline_contracts::registry::ParameterObject;
 use fieldline_contracts::{
-    Actor, Draft, Kind, Page, Registry, RegistryError, RegistryExt as _, SystemClock,
+    Actor, ClientStore as _, Draft, Kind, Page, Registry, RegistryError, RegistryExt as _,
+    SystemClock, WillChange, WillKey,
 };
 use fieldline_model::dictionary::dictionary;
-use fieldline_model::{AccountId, ParamName, ParamSpec};
+use fieldline_model::{AccountId, ParamName, ParamSpec, Timestamp};
 use fieldline_sqlite::{OpenError, SqliteRegistry};
 use uuid::Uuid;
 
@@ -26,6 +28,45 @@ fn draft(n: u128) -> Draft {
 async fn conforms() {
     let dir = tempfile::tempdir().unwrap();
     registry::run(Arc::new(open(&dir.path().join("registry.sqlite")).unwrap())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_clients_leave_conforms_and_outlives_the_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("registry.sqlite");
+    client_store::run(Arc::new(open(&path).unwrap())).await;
+    let (account, limits) = (
+        AccountId::from_bytes([1; 16]),
+        fieldline_contracts::RetainLimits { messages: 10, bytes: 1_000 },
+    );
+    let message = fieldline_contracts::RetainedMessage {
+        topic: "client/a".into(),
+        payload: vec![1].into(),
+        props: Default::default(),
+        at_least_once: true,
+        expires_at: None,
+    };
+    let key = WillKey { account, client_id: "a".into(), number: 1 };
+    let begin = WillChange::Begin { key: key.clone(), will: Some("x".to_owned()) };
+    let now = Timestamp::from_seconds(1);
+    {
+        let store = open(&path).unwrap();
+        store.retain(account, vec![message.clone()], limits, now).await.unwrap();
+        store.keep_wills(7, &[begin]).await.unwrap();
+        assert_eq!(store.adopt(7, Duration::ZERO).await.unwrap(), None, "its own");
+    }
+    let store = open(&path).unwrap();
+    assert_eq!(store.retained(account, "client/", None, 10).await.unwrap(), [message]);
+    assert_eq!(store.adopt(8, Duration::from_secs(3_600)).await.unwrap(), Some(7), "it is gone");
+    assert_eq!(store.wills(7, 10).await.unwrap(), [(key, "x".to_owned())]);
+    store.forget_owner(7).await.unwrap();
+    assert_eq!(store.adopt(8, Duration::ZERO).await.unwrap(), None);
+    // What an account retained goes with it.
+    let body = serde_json::json!({});
+    let draft = Draft { kind: Kind::Account, id: account.0, unique: Default::default(), body };
+    store.create(account, draft, &Actor::system("test")).await.unwrap();
+    store.delete(account, Kind::Account, account.0, None, &Actor::system("test")).await.unwrap();
+    assert_eq!(store.retained(account, "", None, 10).await.unwrap(), []);
 }
 
 #[tokio::test]
@@ -139,7 +180,7 @@ async fn the_journal_is_brought_into_the_file() {
     registry.create(account, draft(1), &Actor::system("test")).await.unwrap();
     let mut tries = 0;
     loop {
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
         let journal = dir.path().join("registry.sqlite-wal").metadata().unwrap().len();
         if journal == 0 {
             break;
@@ -231,6 +272,21 @@ async fn a_second_process_is_told_that_it_is_in_use() {
     assert!(error.to_string().contains("stop the other Fieldline"), "{error}");
     drop(first);
     open(&path).unwrap();
+}
+
+/// A file of the version before is brought up to date, with all that it has.
+#[tokio::test]
+async fn an_older_schema_is_brought_up_to_date() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("registry.sqlite");
+    let (account, actor) = (AccountId::from_bytes([1; 16]), Actor::system("test"));
+    open(&path).unwrap().create(account, draft(1), &actor).await.unwrap();
+    let db = rusqlite::Connection::open(&path).unwrap();
+    db.execute_batch("DROP TABLE retained; DROP TABLE wills; PRAGMA user_version = 1").unwrap();
+    drop(db);
+    let registry = open(&path).unwrap();
+    assert!(registry.get(account, Kind::Device, Uuid::from_u128(1)).await.unwrap().is_some());
+    assert_eq!(registry.retained(account, "", None, 1).await.unwrap(), []);
 }
 
 #[tokio::test]
