@@ -267,13 +267,19 @@ pub trait Cluster: Send + Sync + 'static {
 
     /// Changes whenever a key may have changed hands: then ask [`Cluster::holders`] again.
     fn handed_over(&self) -> watch::Receiver<u64>;
+
+    /// Tries whether the store of the cluster is out of this node's reach, for another node that asks. Who says so
+    /// claims nothing until it has reached the store again and has rested since for the time of a lease: the other
+    /// goes on with what it holds, on the strength of that.
+    async fn is_gone(&self) -> bool;
 }
 
 /// Asks other nodes directly, past the cluster's store.
 #[async_trait]
 pub trait Peers: Send + Sync + 'static {
-    /// Whether the store of the cluster is gone for the node at `address` too; `None` where it gives no answer.
-    async fn without_cluster(&self, address: &str) -> Option<bool>;
+    /// Whether the store of the cluster is gone for `node` too, as its [`Cluster::is_gone`] says; `None` where it gives
+    /// no answer.
+    async fn without_cluster(&self, node: &Node) -> Option<bool>;
 }
 
 /// Nobody to ask: what is held ends at its deadline.
@@ -282,7 +288,7 @@ pub struct NoPeers;
 
 #[async_trait]
 impl Peers for NoPeers {
-    async fn without_cluster(&self, _address: &str) -> Option<bool> {
+    async fn without_cluster(&self, _node: &Node) -> Option<bool> {
         None
     }
 }
@@ -467,5 +473,9 @@ impl Cluster for MemoryCluster {
 
     fn handed_over(&self) -> watch::Receiver<u64> {
         self.shared.handed_over.subscribe()
+    }
+
+    async fn is_gone(&self) -> bool {
+        false
     }
 }

@@ -27,7 +27,9 @@ use std::sync::Arc;
 
 pub use bus::{Bus, BusItem, Lagged, MemoryBus, Subscription, Topic, TopicFilter};
 pub use calls::{CallError, Caller, Calls, Duplex, Handlers, MemoryCalls, Opening, TraceParent};
-pub use channels::{ChannelControl, ChannelStatus, ConnectionInfo};
+pub use channels::{
+    ChannelControl, ChannelStatus, ConnectionInfo, Connections, Missing, NodeChannelStatus,
+};
 pub use client_store::{
     ClientStore, MemoryClientStore, RetainLimits, RetainedMessage, WillChange, WillKey,
 };
@@ -43,7 +45,9 @@ pub use ownership::Ownership;
 pub use registry::{
     Actor, Audit, AuditAction, Draft, Kind, Page, Record, Registry, RegistryError, RegistryExt,
 };
-pub use state::{Changes, LastValue, LastValues, MemoryState, Presence, State, StateError};
+pub use state::{
+    Changes, LastValue, LastValues, MemoryState, Presence, Session, State, StateError,
+};
 pub use status::{Status, StatusChange, StatusFilter, StatusTable, StatusValue, StatusWatch};
 
 /// The contracts that a service is given.

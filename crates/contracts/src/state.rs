@@ -39,6 +39,26 @@ pub struct Presence {
     pub seen_at: Option<Timestamp>,
 }
 
+/// Who holds a connected device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// The node; `None` where there is but one.
+    pub node: Option<String>,
+    /// Its connection there.
+    pub connection: ConnectionId,
+    /// Orders the device's connections: what belongs to an older one is over.
+    pub epoch: u64,
+}
+
+impl Presence {
+    /// The session directory: which node holds the device, if it is connected.
+    #[must_use]
+    pub fn session(&self) -> Option<Session> {
+        let connection = self.connection?;
+        Some(Session { node: self.node.clone(), connection, epoch: self.epoch })
+    }
+}
+
 /// Why the state refused or could not be asked. A variant exists only where a caller acts differently.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -118,6 +118,8 @@ pub(crate) struct Inner {
     /// Minutes in which the keyspace was made; see [`epochs`].
     generation: AtomicU64,
     membership: watch::Sender<Arc<Membership>>,
+    /// How often another node was told that etcd is gone here.
+    told_gone: watch::Sender<u64>,
     handed_over: watch::Sender<u64>,
     stop: CancellationToken,
 }
@@ -193,6 +195,7 @@ impl EtcdCluster {
             released: Notify::new(),
             generation: AtomicU64::new(0),
             membership: watch::Sender::new(Arc::default()),
+            told_gone: watch::Sender::new(0),
             handed_over: watch::Sender::new(0),
             stop: CancellationToken::new(),
         });
@@ -249,6 +252,14 @@ impl Inner {
                 "this node's lease could not be renewed".to_owned(),
             ));
         }
+        // Others may go on with what they hold because this node told them that etcd is gone: until it has rested, nothing
+        // is claimed here.
+        let mut membership = self.membership.subscribe();
+        let fresh = timeout(REQUEST_MAX, membership.wait_for(|all| all.fresh)).await;
+        if !matches!(fresh, Ok(Ok(_))) {
+            return Err(resting());
+        }
+        drop(fresh);
         let held = Held { node, nonce: rand::random(), epoch: None };
         let name = self.keys.held(&key);
         let take = Txn::new()
@@ -276,7 +287,12 @@ impl Inner {
                 }
                 let release = Release { inner: Arc::clone(&self), key: key.clone(), held };
                 let node = Arc::clone(&self.deadline);
-                Ok(Some(Lease::new(key, epoch, node, own, Box::new(release))))
+                let lease = Lease::new(key, epoch, node, own, Box::new(release));
+                // Another node was told meanwhile; this one is given up again.
+                if !self.membership.borrow().fresh {
+                    return Err(resting());
+                }
+                Ok(Some(lease))
             }
             Ok(_) => Ok(None),
             Err(error) => {
@@ -311,6 +327,13 @@ impl Inner {
         self.releases.lock().push((key, held));
         self.released.notify_one();
     }
+}
+
+fn resting() -> ClusterError {
+    ClusterError::Unavailable(
+        "etcd was away for this node: it claims nothing until etcd has answered for the time of a lease"
+            .to_owned(),
+    )
 }
 
 /// Gives a key up when its lease is dropped.
@@ -365,5 +388,9 @@ impl Cluster for EtcdCluster {
 
     fn handed_over(&self) -> watch::Receiver<u64> {
         self.inner.handed_over.subscribe()
+    }
+
+    async fn is_gone(&self) -> bool {
+        self.inner.is_gone().await
     }
 }

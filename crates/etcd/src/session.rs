@@ -206,7 +206,7 @@ impl Inner {
         for one in others {
             let peers = Arc::clone(&self.peers);
             asking.spawn(async move {
-                let answer = timeout(ASK_MAX, peers.without_cluster(&one.node.address)).await;
+                let answer = timeout(ASK_MAX, peers.without_cluster(&one.node)).await;
                 answer.ok().flatten() == Some(true)
             });
         }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldline_contracts::{
-    Bus, ClientStore, Clock, Cluster, History, MemoryBus, MemoryCluster, MemoryState, NoPeers,
-    Node, Platform, Registry, State, SystemClock,
+    Bus, Calls, ClientStore, Clock, Cluster, Handlers, History, MemoryBus, MemoryCalls,
+    MemoryCluster, MemoryState, Node, Platform, Registry, State, SystemClock,
 };
 use fieldline_etcd::EtcdCluster;
 use fieldline_ingest::Ingest;
@@ -15,9 +15,11 @@ use fieldline_postgres::{PostgresHistory, PostgresRegistry};
 use fieldline_redis::RedisState;
 use fieldline_rest::{Insight, Lag, LagCheck, Led, ReadyCheck, Size};
 use fieldline_router::LocalCommands;
+use fieldline_router::calls::ClusterPeers;
 use fieldline_runtime::DataDir;
 use fieldline_sqlite::SqliteRegistry;
 
+use crate::between::Between;
 use crate::config::Config;
 use crate::housekeeping;
 use crate::node::{NodeConfig, Role};
@@ -32,6 +34,10 @@ pub(crate) struct Backends {
     pub(crate) cluster: Arc<dyn Cluster>,
     /// What MQTT clients leave with the server.
     pub(crate) client_store: Arc<dyn ClientStore>,
+    /// How other nodes are asked.
+    pub(crate) calls: Arc<dyn Calls>,
+    /// What they may ask of this one.
+    pub(crate) handlers: Handlers,
     commands: LocalCommands,
     /// What this node says of itself.
     node: Node,
@@ -40,8 +46,15 @@ pub(crate) struct Backends {
 
 /// What the contracts do not show.
 enum Engines {
-    Embedded { registry: Arc<SqliteRegistry> },
-    Cluster { state: Arc<RedisState>, bus: Arc<MqttBus>, cluster: Arc<EtcdCluster> },
+    Embedded {
+        registry: Arc<SqliteRegistry>,
+    },
+    Cluster {
+        state: Arc<RedisState>,
+        bus: Arc<MqttBus>,
+        cluster: Arc<EtcdCluster>,
+        between: Between,
+    },
 }
 
 impl Backends {
@@ -73,7 +86,9 @@ impl Backends {
         cluster.join(node.clone()).await.map_err(setup)?;
         let client_store: Arc<dyn ClientStore> = sqlite.clone();
         let engines = Engines::Embedded { registry: sqlite };
-        Ok(Self { platform, cluster, client_store, commands, node, engines })
+        let calls = MemoryCalls::new(&node.name);
+        let (handlers, calls) = (calls.handlers().clone(), Arc::new(calls));
+        Ok(Self { platform, cluster, client_store, calls, handlers, commands, node, engines })
     }
 
     /// One node of several, which keeps nothing itself.
@@ -81,12 +96,17 @@ impl Backends {
         config: &Config,
         node: &NodeConfig,
         roles: &[Role],
+        between: Between,
     ) -> Result<Self, Failure> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let name = node.name.as_str();
-        let etcd = EtcdCluster::connect(node.etcd(), Arc::clone(&clock), Arc::new(NoPeers)).await;
+        let (calls, peers) = (between.calls.clone(), ClusterPeers::new(between.calls.clone()));
+        let asked = Arc::new(peers.clone());
+        let etcd = EtcdCluster::connect(node.etcd(), Arc::clone(&clock), asked).await;
         let etcd = Arc::new(etcd.map_err(setup)?);
-        let described = describe(name, &node.address, node.zone.clone(), roles);
+        peers.answer_for(&etcd);
+        calls.follow(etcd.membership());
+        let described = describe(name, &between.address, node.zone.clone(), roles);
         etcd.join(described.clone()).await.map_err(setup)?;
         let registry = PostgresRegistry::connect(&config.postgres, Arc::clone(&clock)).await;
         let postgres = Arc::new(registry.map_err(setup)?);
@@ -108,8 +128,18 @@ impl Backends {
             commands: Arc::new(commands.clone()),
             clock,
         };
-        let engines = Engines::Cluster { state, bus, cluster: Arc::clone(&etcd) };
-        Ok(Self { platform, cluster: etcd, client_store, commands, node: described, engines })
+        let engines = Engines::Cluster { state, bus, cluster: Arc::clone(&etcd), between };
+        let (handlers, calls) = (calls.handlers().clone(), Arc::new(calls));
+        Ok(Self {
+            platform,
+            cluster: etcd,
+            client_store,
+            calls,
+            handlers,
+            commands,
+            node: described,
+            engines,
+        })
     }
 
     /// Takes up the commands that wait, and tells of their changes through the pipeline.
@@ -144,7 +174,7 @@ impl Backends {
 
     /// What it can do without for a while.
     pub(crate) fn optional(&self) -> Vec<(&'static str, ReadyCheck)> {
-        let Engines::Cluster { state, bus, cluster } = &self.engines else { return Vec::new() };
+        let Engines::Cluster { state, bus, cluster, .. } = &self.engines else { return Vec::new() };
         let (state, bus) = (Arc::clone(state), Arc::clone(bus));
         let membership = cluster.membership();
         let fresh: ReadyCheck = Arc::new(move || {
@@ -211,6 +241,9 @@ impl Backends {
             }
         }
         self.cluster.leave().await;
+        if let Engines::Cluster { between, .. } = self.engines {
+            between.end().await;
+        }
         closed.map_err(|error| Failure::Running(format!("closing the store: {error}")))
     }
 }

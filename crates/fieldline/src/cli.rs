@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::certificates::CertificatesCommand;
 use crate::node::Role;
 
 /// Connects devices of any kind to a platform that you run.
@@ -36,6 +37,9 @@ pub(crate) enum Command {
     Ctl(CtlArgs),
     /// Say in words what is wrong with this machine, a data directory or a running server
     Doctor(DoctorArgs),
+    /// Make the certificates by which the nodes of a cluster know each other
+    #[command(subcommand)]
+    Certificates(CertificatesCommand),
     /// Print a document that is generated from the code
     #[command(hide = true)]
     Generate {

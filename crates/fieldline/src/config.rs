@@ -243,7 +243,8 @@ impl Config {
     }
 }
 
-fn check_file(key: &str, file: Option<&Path>, check: &mut impl FnMut(bool, String)) {
+/// Tells of a file that cannot be opened.
+pub(crate) fn check_file(key: &str, file: Option<&Path>, check: &mut impl FnMut(bool, String)) {
     if let Some(path) = file {
         let opened = std::fs::File::open(path);
         let reason = opened.as_ref().err().map(ToString::to_string).unwrap_or_default();

@@ -2,6 +2,8 @@
 
 mod announce;
 mod backends;
+mod between;
+mod certificates;
 mod cli;
 mod config;
 mod ctl;
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         Command::Simulate(command) => block_on(simulate::run(command)),
         Command::Ctl(args) => block_on(ctl::run(args)),
         Command::Doctor(args) => block_on(doctor::run(args)),
+        Command::Certificates(command) => certificates::run(command),
         Command::Generate { document } => generate::run(document),
     };
     match result {

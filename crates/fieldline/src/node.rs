@@ -1,14 +1,17 @@
 //! `fieldline serve`: what makes a process one node of a cluster.
 
-use async_trait::async_trait;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
 use clap::ValueEnum;
-use fieldline_contracts::{ChannelControl, ChannelStatus, ConnectionInfo};
 use fieldline_etcd::Config as EtcdConfig;
-use fieldline_model::{AccountId, ChannelId, ConnectionId};
+use fieldline_router::calls::PORT;
+use fieldline_runtime::mutual_tls::MutualTlsFiles;
 use serde::Deserialize;
 
+use crate::between;
 use crate::cli::ServeArgs;
-use crate::config::Config;
+use crate::config::{Config, check_file};
 
 /// What a node does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -41,8 +44,17 @@ impl Role {
 pub(crate) struct NodeConfig {
     /// Its name, unique and the same after a restart. Default: the name of the machine.
     pub(crate) name: String,
-    /// Where other nodes reach it.
+    /// Address to listen on for other nodes. Default `127.0.0.1:7080`, which is for nodes on one machine.
+    pub(crate) listen: SocketAddr,
+    /// Where other nodes reach it, such as `https://10.0.0.1:7080`. Default: where it listens; if that is all addresses, its
+    /// name.
     pub(crate) address: String,
+    /// PEM file of the authority that issues the certificates of all nodes.
+    pub(crate) ca: Option<PathBuf>,
+    /// PEM file of this node's certificate chain; it names `name`.
+    pub(crate) certificate: Option<PathBuf>,
+    /// PEM file of its private key.
+    pub(crate) key: Option<PathBuf>,
     /// The zone of failure that it is in.
     pub(crate) zone: Option<String>,
     /// Members of etcd, such as `http://10.0.0.1:2379`.
@@ -59,7 +71,11 @@ impl Default for NodeConfig {
     fn default() -> Self {
         Self {
             name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            listen: SocketAddr::from(([127, 0, 0, 1], PORT)),
             address: String::new(),
+            ca: None,
+            certificate: None,
+            key: None,
             zone: None,
             etcd: Vec::new(),
             etcd_prefix: "fieldline/".to_owned(),
@@ -79,10 +95,40 @@ impl NodeConfig {
         }
     }
 
+    /// The files by which nodes know each other, if there are any.
+    pub(crate) fn tls_files(&self) -> Option<MutualTlsFiles> {
+        let (ca, certificate) = (self.ca.clone()?, self.certificate.clone()?);
+        Some(MutualTlsFiles { ca, certificate, key: self.key.clone()? })
+    }
+
+    /// What other nodes are told to reach this one by, which listens at `bound`.
+    pub(crate) fn announced(&self, bound: SocketAddr) -> String {
+        if self.address.is_empty() {
+            let scheme = if self.ca.is_some() { "https" } else { "http" };
+            between::announced(scheme, &self.name, bound)
+        } else {
+            self.address.clone()
+        }
+    }
+
     /// Checks what types cannot.
     pub(crate) fn check(&self, check: &mut impl FnMut(bool, String)) {
         // Exhaustive on purpose: a new key does not compile until it is judged here.
-        let Self { name, address: _, zone: _, etcd, etcd_prefix, etcd_user, etcd_password } = self;
+        let Self { name, listen, address, ca, certificate, key, zone: _, .. } = self;
+        let Self { etcd, etcd_prefix, etcd_user, etcd_password, .. } = self;
+        let files = [("node.ca", ca), ("node.certificate", certificate), ("node.key", key)];
+        let set = files.iter().filter(|(_, file)| file.is_some()).count();
+        check(
+            set == 0 || set == files.len(),
+            "node.ca, node.certificate and node.key belong together: set all three".to_owned(),
+        );
+        for (key, file) in files {
+            check_file(key, file.as_deref(), check);
+        }
+        check(
+            set > 0 || (listen.ip().is_loopback() && is_of_this_machine(address)),
+            "nodes on several machines know each other by certificates: make them with `fieldline certificates new-ca` and, for each node, `fieldline certificates issue --name NODE`, and set node.ca, node.certificate and node.key; or leave out node.address and let node.listen be a loopback address, for a trial on one machine".to_owned(),
+        );
         check(
             (1..=128).contains(&name.len()) && !name.contains(['/', '\n']),
             "node.name must have 1 to 128 bytes and no `/`".to_owned(),
@@ -99,6 +145,14 @@ impl NodeConfig {
                 .to_owned(),
         );
     }
+}
+
+/// Whether an address that is announced is one of this machine alone; an empty one says where it listens.
+fn is_of_this_machine(address: &str) -> bool {
+    let Ok(uri) = address.parse::<hyper::Uri>() else { return address.is_empty() };
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let loopback = host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    host.is_empty() || host == "localhost" || loopback
 }
 
 /// Takes over what the command line says, and the name of the machine.
@@ -121,29 +175,56 @@ pub(crate) fn complete(mut config: Config, args: &ServeArgs) -> Result<Config, S
     Ok(config)
 }
 
-/// Stands for channels on a node that holds none: its gateways are other nodes.
-pub(crate) struct NoGateway;
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-#[async_trait]
-impl ChannelControl for NoGateway {
-    async fn status(&self, _account: AccountId, _channel: ChannelId) -> ChannelStatus {
-        let error = "this node holds no channels: ask one that has the role gateway".to_owned();
-        ChannelStatus { error: Some(error), ..ChannelStatus::default() }
+    fn problems(node: &NodeConfig) -> Vec<String> {
+        let mut problems = Vec::new();
+        node.check(&mut |holds, problem| {
+            if !holds {
+                problems.push(problem);
+            }
+        });
+        problems
     }
 
-    async fn connections(&self, _account: AccountId, _channel: ChannelId) -> Vec<ConnectionInfo> {
-        Vec::new()
+    fn node() -> NodeConfig {
+        let etcd = vec!["http://127.0.0.1:2379".to_owned()];
+        NodeConfig { name: "node-1".to_owned(), etcd, ..NodeConfig::default() }
     }
 
-    async fn close(&self, _: AccountId, _: ChannelId, _: ConnectionId) -> bool {
-        false
+    #[test]
+    fn nodes_on_several_machines_need_certificates() {
+        assert_eq!(problems(&node()), Vec::<String>::new());
+        for address in ["http://127.0.0.9:7080", "http://localhost:7080", "http://[::1]:7080"] {
+            let node = NodeConfig { address: address.to_owned(), ..node() };
+            assert_eq!(problems(&node), Vec::<String>::new(), "{address}");
+        }
+        let wide = NodeConfig { listen: "0.0.0.0:7080".parse().unwrap(), ..node() };
+        let far = NodeConfig { address: "https://node-1:7080".to_owned(), ..node() };
+        for node in [wide, far] {
+            let said = problems(&node);
+            assert!(said.len() == 1 && said[0].contains("issue --name NODE"), "{said:?}");
+        }
     }
 
-    async fn opened(&self) -> bool {
-        true
+    #[test]
+    fn certificates_come_as_three_files_that_are_there() {
+        let said = problems(&NodeConfig { ca: Some("/nowhere/ca.pem".into()), ..node() });
+        assert!(said.iter().any(|text| text.contains("belong together")), "{said:?}");
+        assert!(said.iter().any(|text| text.contains("/nowhere/ca.pem")), "{said:?}");
     }
 
-    async fn problems(&self) -> Vec<String> {
-        Vec::new()
+    #[test]
+    fn a_node_is_reached_where_it_listens_unless_it_is_said() {
+        let announced = |listen: &str, node: &NodeConfig| node.announced(listen.parse().unwrap());
+        assert_eq!(announced("127.0.0.1:7081", &node()), "http://127.0.0.1:7081");
+        let tls = NodeConfig { ca: Some("ca.pem".into()), ..node() };
+        assert_eq!(announced("0.0.0.0:7080", &tls), "https://node-1:7080");
+        assert_eq!(announced("[::]:7080", &tls), "https://node-1:7080");
+        assert_eq!(announced("10.0.0.1:7080", &tls), "https://10.0.0.1:7080");
+        let said = NodeConfig { address: "https://n:1".to_owned(), ..tls };
+        assert_eq!(announced("0.0.0.0:7080", &said), "https://n:1");
     }
 }

@@ -11,6 +11,7 @@ use fieldline_gateway::{Gateway, GatewayConfig};
 use fieldline_ingest::Ingest;
 use fieldline_mqtt::MqttConfig;
 use fieldline_rest::{RestConfig, RestListener, SystemInfo};
+use fieldline_router::ClusterChannels;
 use fieldline_runtime::telemetry::{self, MetricsPage};
 use fieldline_runtime::tls::{ReloadingTls, TlsFiles};
 use fieldline_runtime::{DataDir, crash, limits, shutdown as signals, supervise};
@@ -19,11 +20,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::announce::{self, Started};
 use crate::backends::Backends;
+use crate::between::Between;
 use crate::cli::{ServeArgs, UpArgs};
 use crate::config::Config;
 use crate::demo::Demo;
 use crate::housekeeping;
-use crate::node::{self, NoGateway, Role};
+use crate::node::{self, Role};
 
 /// How long to wait for a worker before us to let go of the data directory.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -142,7 +144,10 @@ async fn start(plan: Plan, metrics: MetricsPage) -> (Result<(), Failure>, Option
         let sockets = Sockets::bind(&config, &roles).await?;
         let backends = match (&data, &config.node) {
             (Some(data), _) => Backends::embedded(&config, data).await?,
-            (None, Some(node)) => Backends::cluster(&config, node, &roles).await?,
+            (None, Some(node)) => {
+                let between = Between::start(node).await?;
+                Backends::cluster(&config, node, &roles, between).await?
+            }
             (None, None) => return Err(Failure::Setup("a node needs a section `node`".to_owned())),
         };
         tokio::spawn(end_on_signal(has_master, stop.clone()));
@@ -220,6 +225,12 @@ async fn serve(all: Serve<'_>) -> Result<(), Failure> {
             }
         })?;
     }
+    // Answers other nodes too, whether or not this one serves the API.
+    let local = gateway.clone().map(|gateway| Arc::new(gateway) as Arc<dyn ChannelControl>);
+    let (cluster, calls) = (Arc::clone(&backends.cluster), Arc::clone(&backends.calls));
+    let handlers = &backends.handlers;
+    let everywhere: Arc<dyn ChannelControl> =
+        Arc::new(ClusterChannels::new(backends.node_name(), local, cluster, calls, handlers));
     if roles.contains(&Role::Mqtt) {
         let auth = auth.clone();
         let services = fieldline_mqtt::Services {
@@ -248,16 +259,12 @@ async fn serve(all: Serve<'_>) -> Result<(), Failure> {
     }
     let http_address = http.as_ref().map(|(_, _, address)| *address);
     if let Some((listener, tls, _)) = http {
-        let channels: Arc<dyn ChannelControl> = match &gateway {
-            Some(gateway) => Arc::new(gateway.clone()),
-            None => Arc::new(NoGateway),
-        };
         let services = fieldline_rest::Services {
             platform: platform.clone(),
             ingest: ingest.clone(),
             auth,
             cluster: Arc::clone(&backends.cluster),
-            channels,
+            channels: Arc::clone(&everywhere),
             metrics,
             ready: backends.ready(),
             optional: backends.optional(),
@@ -449,7 +456,8 @@ fn load_tls(
     files.map(load).transpose().map_err(setup)
 }
 
-async fn bind(
+/// A socket that listens, without a runtime yet.
+pub(crate) async fn bind(
     key: &str,
     address: SocketAddr,
 ) -> Result<(std::net::TcpListener, SocketAddr), Failure> {

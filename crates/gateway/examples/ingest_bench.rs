@@ -218,7 +218,7 @@ async fn serve() -> Outcome<()> {
     // The first seconds connect and fill caches.
     tokio::time::sleep(Duration::from_secs(4)).await;
     let messages = async || -> u64 {
-        let connections = gateway.connections(account, channel.id).await;
+        let connections = gateway.connections(account, channel.id).await.items;
         connections.iter().map(|connection| connection.messages).sum()
     };
     let (begun, used) = (Instant::now(), processor_s()?);

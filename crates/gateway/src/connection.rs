@@ -138,6 +138,7 @@ impl Connection {
         let received_us = self.received_at_us.load(Ordering::Relaxed);
         ConnectionInfo {
             id: self.id,
+            node: String::new(),
             channel: self.channel,
             device: device.as_ref().map(|device| device.id),
             ident: device.as_ref().map(|device| device.ident.clone()),

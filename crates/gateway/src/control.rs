@@ -1,7 +1,7 @@
 //! What management asks of the gateway.
 
 use async_trait::async_trait;
-use fieldline_contracts::{ChannelControl, ChannelStatus, ConnectionInfo};
+use fieldline_contracts::{ChannelControl, ChannelStatus, Connections, Missing};
 use fieldline_model::{AccountId, ChannelId, CloseCode, ConnectionId};
 
 use crate::Gateway;
@@ -31,14 +31,16 @@ impl ChannelControl for Gateway {
             error: entry.error.clone(),
             address: entry.live.as_ref().map(|live| live.address.to_string()),
             connections: entry.live.as_ref().map_or(0, |live| live.count()),
+            nodes: Vec::new(),
         }
     }
 
-    async fn connections(&self, account: AccountId, channel: ChannelId) -> Vec<ConnectionInfo> {
-        let Some(live) = self.live(account, channel) else { return Vec::new() };
+    async fn connections(&self, account: AccountId, channel: ChannelId) -> Connections {
+        let Some(live) = self.live(account, channel) else { return Connections::default() };
         let mut connections = live.connections();
         connections.sort_unstable_by_key(|connection| connection.id);
-        connections.iter().take(CONNECTIONS_MAX).map(|connection| connection.info()).collect()
+        let items = connections.iter().take(CONNECTIONS_MAX).map(|connection| connection.info());
+        Connections { items: items.collect(), missing: Vec::new() }
     }
 
     async fn close(
@@ -46,12 +48,12 @@ impl ChannelControl for Gateway {
         account: AccountId,
         channel: ChannelId,
         connection: ConnectionId,
-    ) -> bool {
+    ) -> Result<bool, Vec<Missing>> {
         let found = self.live(account, channel).and_then(|live| live.connection(connection));
         if let Some(connection) = &found {
             connection.close(CloseCode::ClosedByOperator);
         }
-        found.is_some()
+        Ok(found.is_some())
     }
 
     async fn opened(&self) -> bool {

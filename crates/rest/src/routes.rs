@@ -222,9 +222,9 @@ pub(crate) static ROUTES: &[Route] = &[
     delete("/api/v1/channels/{id}", with!(Write, channels::delete), "channels", "Delete a channel")
         .revision(),
     get("/api/v1/channels/{id}/connections", with!(Read, channels::connections), "channels", "List connections of a channel")
-        .about("Oldest first, at most 10,000.")
+        .about("Of all nodes, oldest first, at most 10,000. A node that gives no answer within a second is named.")
         .query(PAGE)
-        .lists::<channels::ConnectionView>(),
+        .gives::<channels::ConnectionsView>(),
     delete("/api/v1/channels/{id}/connections/{connection}", with!(Write, channels::close), "channels", "Close a connection"),
     get("/api/v1/channels/{id}/log", with!(Read, messages::channel_log), "logs", "Read the log of a channel")
         .about("Newest first, or oldest first with `reverse=false`.")

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use fieldline_auth::{AuthError, Identity};
+use fieldline_contracts::TraceParent;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{
@@ -36,6 +37,12 @@ pub(crate) struct Origin {
 /// Most bytes of a path and query; hyper refuses those beyond its buffer by itself.
 const URI_BYTES_MAX: usize = 8 << 10;
 
+/// What the caller says that a request belongs to, or something new.
+fn trace(headers: &HeaderMap) -> TraceParent {
+    let said = headers.get("traceparent").and_then(|value| value.to_str().ok());
+    said.and_then(|text| text.parse().ok()).unwrap_or_else(TraceParent::next)
+}
+
 fn too_long() -> Problem {
     Problem::uri_too_long(format!("path and query have at most {URI_BYTES_MAX} bytes"))
 }
@@ -52,7 +59,11 @@ pub(crate) async fn serve(
     let (answer, counters) = match app.find(request.uri().path()) {
         _ if long => (Err(too_long()), &app.unmatched),
         Some((routes, path)) => match app.pick(routes, request.method()) {
-            Some((route, counters)) => (routed(&app, origin, route, path, request).await, counters),
+            Some((route, counters)) => {
+                // What other nodes are asked for it belongs to the same trace.
+                let trace = trace(request.headers());
+                (trace.scope(routed(&app, origin, route, path, request)).await, counters)
+            }
             None => (Ok(not_allowed(&request, &App::allowed(routes))), &app.unmatched),
         },
         None => (other(&app, origin, &request).await, &app.unmatched),
@@ -170,7 +181,8 @@ async fn routed(
                 drop(place);
                 answer
             };
-            app.tasks.spawn(whole).await.map_err(Problem::fault)?
+            let trace = TraceParent::current().unwrap_or_else(TraceParent::next);
+            app.tasks.spawn(trace.scope(whole)).await.map_err(Problem::fault)?
         }
     }
 }

@@ -8,10 +8,14 @@
 //!
 //! It knows no protocol: links encode commands and understand answers.
 //!
+//! [`calls`] is how nodes ask each other directly, and [`ClusterChannels`] what management sees of all of them.
+//!
 //! Start reading at `Inner::dispatch` in `queue.rs`; `follow.rs` is how a node hears of what others did, and
 //! `upkeep.rs` what one of them does for all. It may import `fieldline-contracts`, `fieldline-model` and nothing else
 //! of the workspace.
 
+pub mod calls;
+mod channels;
 mod follow;
 mod index;
 mod queue;
@@ -38,6 +42,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+pub use channels::ClusterChannels;
 use queue::{Guard, Inner};
 
 /// Longest that a link waits for what it reports to be written, and for its session to be known: what takes longer

@@ -8,6 +8,7 @@
 pub mod crash;
 pub mod datadir;
 pub mod limits;
+pub mod mutual_tls;
 pub mod shutdown;
 pub mod supervise;
 pub mod telemetry;

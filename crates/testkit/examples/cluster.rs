@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 const ZONES: [&str; 3] = ["a", "b", "c"];
 const HTTP_PORT: u16 = 8080;
+const NODE_PORT: u16 = 7080;
 const MQTT_PORT: u16 = 1883;
 /// Channels of the fleet: protocol and port.
 const CHANNELS: [(&str, u16); 2] = [("teltonika", 5027), ("wialon_ips", 5039)];
@@ -379,8 +380,11 @@ fn node(
     let number = address.octets()[3] - 10;
     let name = format!("node-{number}");
     let config = folder.join(format!("{name}.toml"));
+    let certificates = certificates(program, folder, &name)?.display().to_string();
     let text = format!(
-        "[node]\nname = \"{name}\"\nzone = \"{zone}\"\naddress = \"http://{address}:{HTTP_PORT}\"\n{shared}\
+        "[node]\nname = \"{name}\"\nzone = \"{zone}\"\nlisten = \"{address}:{NODE_PORT}\"\n\
+         ca = \"{certificates}/ca.pem\"\ncertificate = \"{certificates}/{name}.pem\"\n\
+         key = \"{certificates}/{name}.key\"\n{shared}\
          [gateway]\nlisten_address = \"{address}\"\n[http]\nlisten = \"{address}:{HTTP_PORT}\"\n\
          [mqtt]\nlisten = \"{address}:{MQTT_PORT}\"\n"
     );
@@ -388,6 +392,24 @@ fn node(
     let arguments = ["serve".into(), "--config".into(), config.into_os_string()];
     let launch = Launch::new(program, arguments, folder, HTTP_PORT).named(name).at(place);
     Ok(Process::spawn(launch.with("FIELDLINE_ADMIN_TOKEN", token)))
+}
+
+/// The certificate of a node, by an authority that is made where there is none; gives their folder.
+fn certificates(program: &Path, folder: &Path, name: &str) -> Result<PathBuf, String> {
+    let folder = folder.join("certificates");
+    let make = |arguments: &[&str]| {
+        let mut command = Command::new(program);
+        let made =
+            command.arg("certificates").args(arguments).arg("--folder").arg(&folder).output();
+        let made = made.map_err(|error| format!("{}: {error}", program.display()))?;
+        let said = String::from_utf8_lossy(&made.stderr).into_owned();
+        if made.status.success() { Ok(()) } else { Err(said) }
+    };
+    if !folder.join("ca.key").exists() {
+        make(&["new-ca"])?;
+    }
+    make(&["issue", "--name", name])?;
+    Ok(folder)
 }
 
 fn ready(node: &mut Process) {

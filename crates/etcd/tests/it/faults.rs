@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use fieldline_contracts::cluster::hold;
-use fieldline_contracts::{Cluster, Lease, NoPeers, Peers};
+use fieldline_contracts::{Cluster, Lease, NoPeers, Node, Peers};
 use fieldline_etcd::EtcdCluster;
 use fieldline_testkit::servers::{Cut, Etcd, Flow};
 use tokio::time::{sleep, timeout};
@@ -18,7 +18,7 @@ struct Told(AtomicBool);
 
 #[async_trait]
 impl Peers for Told {
-    async fn without_cluster(&self, _address: &str) -> Option<bool> {
+    async fn without_cluster(&self, _node: &Node) -> Option<bool> {
         Some(self.0.load(Ordering::SeqCst))
     }
 }
@@ -215,4 +215,51 @@ async fn etcd_that_sleeps_is_an_outage() {
     assert!(!lease.is_held(), "what was lost stays lost");
     drop(lease);
     assert!(held(&one, "a").await.is_held());
+}
+
+/// Each asks the other whether etcd is gone, as nodes do over the network.
+#[derive(Default)]
+struct Each(parking_lot::Mutex<std::collections::HashMap<String, Arc<EtcdCluster>>>);
+
+#[async_trait]
+impl Peers for Each {
+    async fn without_cluster(&self, node: &Node) -> Option<bool> {
+        let asked = self.0.lock().get(&node.name).cloned()?;
+        Some(asked.is_gone().await)
+    }
+}
+
+/// etcd sleeps, so that nothing but a try shows that it is gone: all vouch for each other and go on. One that still reaches
+/// it does not vouch for one that is cut off.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_vouch_for_what_they_have_tried() {
+    let etcd = Etcd::start();
+    let port = etcd.process.port();
+    let each = Arc::new(Each::default());
+    let cut = Cut::before(port).await;
+    let one = Arc::new(member(port, "one", each.clone()).await);
+    let two = Arc::new(member(cut.port(), "two", each.clone()).await);
+    each.0.lock().extend([("one".to_owned(), one.clone()), ("two".to_owned(), two.clone())]);
+    let leases = [held(&one, "a").await, held(&two, "b").await];
+    members(&one, &["one", "two"], Duration::from_secs(5)).await;
+    members(&two, &["one", "two"], Duration::from_secs(5)).await;
+    etcd.process.pause();
+    for _ in 0..70 {
+        sleep(Duration::from_millis(100)).await;
+        assert!(leases.iter().all(Lease::is_held), "both go on");
+    }
+    // Who vouched claims nothing, though etcd may be back at any moment.
+    assert!(one.claim("other").await.is_err());
+    etcd.process.resume();
+    members(&one, &["one", "two"], Duration::from_secs(20)).await;
+    members(&two, &["one", "two"], Duration::from_secs(20)).await;
+    assert!(leases.iter().all(Lease::is_held), "and after it");
+    assert!(one.claim("other").await.unwrap().is_some());
+    assert!(!one.is_gone().await);
+    cut.set(Flow::Held);
+    timeout(Duration::from_secs(4), leases[1].lost()).await.expect("it ends at its deadline");
+    assert!(leases[0].is_held());
+    let [_a, b] = leases;
+    assert!(held(&one, "b").await.epoch() > b.epoch());
+    each.0.lock().clear();
 }

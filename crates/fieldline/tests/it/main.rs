@@ -8,6 +8,7 @@
 )]
 
 mod bad_input;
+mod calls;
 mod cluster;
 mod device;
 mod disk_full;

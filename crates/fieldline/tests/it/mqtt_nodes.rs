@@ -31,7 +31,7 @@ impl World {
 
     fn config(&self) -> PathBuf {
         let text = format!(
-            "[node]\netcd = [\"{}\"]\n[postgres]\nurl = \"{}\"\n[redis]\nurl = \"{}\"\n[mqtt_bus]\nurl = \"mqtt://127.0.0.1:{}\"\n",
+            "[node]\nlisten = \"127.0.0.1:0\"\netcd = [\"{}\"]\n[postgres]\nurl = \"{}\"\n[redis]\nurl = \"{}\"\n[mqtt_bus]\nurl = \"mqtt://127.0.0.1:{}\"\n",
             self.etcd.url(),
             self.postgres.url(),
             self.redis.url(),

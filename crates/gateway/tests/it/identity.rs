@@ -51,18 +51,18 @@ async fn an_unknown_device_registers_itself_where_the_channel_lets_it() {
     stream.write_all(&packet(1, 2)).await.unwrap();
     assert_eq!(receive(&mut stream, 4).await, [0, 0, 0, 2]);
 
-    let connections = world.gateway.connections(world.account, channel.id).await;
+    let connections = world.gateway.connections(world.account, channel.id).await.items;
     assert_eq!(connections.len(), 1);
     assert_eq!((connections[0].device, connections[0].messages), (Some(device.id), 2));
     assert_eq!(connections[0].ident.as_deref(), Some(IMEI));
     assert!(connections[0].received_bytes > 100 && connections[0].sent_bytes == 5);
     // Nobody else sees or closes it.
     let other = fieldline_model::AccountId::new(world.ingest.now(), [9; 10]);
-    assert!(world.gateway.connections(other, channel.id).await.is_empty());
-    assert!(!world.gateway.close(other, channel.id, connections[0].id).await);
+    assert!(world.gateway.connections(other, channel.id).await.items.is_empty());
+    assert_eq!(world.gateway.close(other, channel.id, connections[0].id).await, Ok(false));
     assert!(!world.gateway.status(other, channel.id).await.listening);
 
-    assert!(world.gateway.close(world.account, channel.id, connections[0].id).await);
+    assert_eq!(world.gateway.close(world.account, channel.id, connections[0].id).await, Ok(true));
     rest(&mut stream).await;
     world.closed_with(SeriesKind::DeviceLog, "closed_by_operator").await;
     world.deserted().await;

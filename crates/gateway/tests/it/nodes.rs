@@ -394,7 +394,8 @@ async fn of_connections_at_the_same_time_one_stays() {
         assert!(stays.is_err(), "one stays");
         let held =
             nodes.nodes.iter().map(|n| n.gateway.connections(nodes.account, nodes.channel.id));
-        let held = futures_util::future::join_all(held).await.concat();
+        let held = futures_util::future::join_all(held).await;
+        let held: Vec<_> = held.into_iter().flat_map(|found| found.items).collect();
         let presence = nodes.nodes[0].platform.state.presence(nodes.account, device.id).await;
         assert_eq!(
             presence.unwrap().connection,

@@ -133,7 +133,7 @@ async fn a_device_over_udp_is_one_connection_wherever_it_sends_from() {
         assert_eq!(teltonika::udp_accepted(&answer, id, 5), Some(3));
     }
     assert_eq!(world.history.all(SeriesKind::Message).len(), 15);
-    assert_eq!(world.gateway.connections(world.account, channel.id).await.len(), 1);
+    assert_eq!(world.gateway.connections(world.account, channel.id).await.items.len(), 1);
     let device = world.device(IMEI).await;
     assert!(world.is_online(&device).await);
     world.closed_with(SeriesKind::DeviceLog, "idle_timeout").await;

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use fieldline_contracts::RegistryExt as _;
 use fieldline_contracts::registry::Versioned;
+use fieldline_contracts::{ChannelStatus, Missing, RegistryExt as _};
 use fieldline_model::object::{Labels, defaults};
 use fieldline_model::{Channel, ChannelId, ConnectionId, DeviceId, Scope, Timestamp, Transport};
 use hyper::StatusCode;
@@ -23,8 +23,9 @@ use crate::patch::merged;
 use crate::problem::{Problem, missing};
 use crate::route::Answer;
 
-/// Looks at a fresh channel, until it listens or has failed to: a second in all.
-const OPENING_LOOKS: u32 = 50;
+/// Longest that the maker of a channel waits until it listens or has failed to.
+const OPENING_MAX: Duration = Duration::from_secs(1);
+/// Wait between two looks at it.
 const OPENING_PAUSE: Duration = Duration::from_millis(20);
 
 /// A channel and how it fares.
@@ -46,14 +47,46 @@ pub(crate) struct Status {
     error: Option<String>,
     /// The address it listens on.
     address: Option<String>,
-    /// Connections held now.
+    /// Connections held now, on all nodes.
     connections: u32,
+    /// How it fares on each node that holds channels, in order of names.
+    nodes: Vec<NodeStatus>,
+}
+
+/// How a channel fares on one node.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct NodeStatus {
+    node: String,
+    listening: bool,
+    /// Why not, what else is wrong, or why the node gives no answer.
+    error: Option<String>,
+    address: Option<String>,
+    connections: u32,
+}
+
+/// Connections of a channel on all nodes.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ConnectionsView {
+    items: Vec<ConnectionView>,
+    /// Always null: all are in one answer.
+    next: Option<String>,
+    /// Nodes that gave no answer, and may hold more.
+    unreachable: Vec<UnreachableView>,
+}
+
+/// A node that gave no answer.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct UnreachableView {
+    node: String,
+    reason: String,
 }
 
 /// One connection of a channel.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct ConnectionView {
     id: Uuid,
+    /// The node that holds it.
+    node: String,
     channel: Uuid,
     /// The device, once it has identified itself.
     device: Option<DeviceId>,
@@ -226,35 +259,51 @@ impl ChannelInput {
 }
 
 async fn view(app: &App, found: Versioned<Channel>) -> ChannelView {
-    let Versioned { object: channel, revision } = found;
+    let channel = &found.object;
     let status = app.services.channels.status(channel.account, channel.id).await;
+    with_status(found, status)
+}
+
+fn with_status(found: Versioned<Channel>, status: ChannelStatus) -> ChannelView {
+    let Versioned { object: channel, revision } = found;
+    let nodes = status.nodes.into_iter().map(|on| NodeStatus {
+        node: on.node,
+        listening: on.listening,
+        error: on.error,
+        address: on.address,
+        connections: on.connections,
+    });
     let status = Status {
         listening: status.listening,
         error: status.error,
         address: status.address,
         connections: status.connections,
+        nodes: nodes.collect(),
     };
     ChannelView { channel, revision, status }
 }
 
 /// Waits for a moment until it is known whether a channel listens, so that its maker is told.
 async fn opened(app: &App, channel: &Channel) {
-    for _ in 0..OPENING_LOOKS {
-        let status = app.services.channels.status(channel.account, channel.id).await;
-        if status.listening || status.error.is_some() {
-            return;
+    let opened = async {
+        loop {
+            let status = app.services.channels.status(channel.account, channel.id).await;
+            if status.listening || status.error.is_some() {
+                return;
+            }
+            tokio::time::sleep(OPENING_PAUSE).await;
         }
-        tokio::time::sleep(OPENING_PAUSE).await;
-    }
+    };
+    tokio::time::timeout(OPENING_MAX, opened).await.unwrap_or_default();
 }
 
 /// `GET /channels`
 pub(crate) async fn list(ctx: Ctx) -> Answer {
     let listed = scan::<Channel>(&ctx, ctx.account(), Vec::new(), false, |_| true).await?;
-    let mut items = Vec::with_capacity(listed.items.len());
-    for found in listed.items {
-        items.push(view(&ctx.app, found).await);
-    }
+    let ids: Vec<ChannelId> = listed.items.iter().map(|found| found.object.id).collect();
+    let statuses = ctx.app.services.channels.statuses(ctx.account(), &ids).await;
+    let items = listed.items.into_iter().zip(statuses);
+    let items: Vec<ChannelView> = items.map(|(found, status)| with_status(found, status)).collect();
     page(&ctx, &items, listed.next.map(|id| id.to_string()))
 }
 
@@ -327,12 +376,13 @@ pub(crate) async fn connections(ctx: Ctx) -> Answer {
     ctx.load::<Channel>(id).await?;
     let found = ctx.app.services.channels.connections(ctx.account(), ChannelId(id)).await;
     // A restricted caller sees those of its devices only.
-    let seen = found.into_iter().filter(|connection| {
+    let seen = found.items.into_iter().filter(|connection| {
         ctx.identity.sees_all() || connection.device.is_some_and(|id| ctx.identity.may_see(id))
     });
-    let items: Vec<ConnectionView> = seen
+    let items = seen
         .map(|connection| ConnectionView {
             id: connection.id.0,
+            node: connection.node,
             channel: connection.channel.0,
             device: connection.device,
             ident: connection.ident,
@@ -345,7 +395,12 @@ pub(crate) async fn connections(ctx: Ctx) -> Answer {
             messages: connection.messages,
         })
         .collect();
-    page(&ctx, &items, None)
+    let unreachable = found
+        .missing
+        .into_iter()
+        .map(|Missing { node, reason }| UnreachableView { node, reason })
+        .collect();
+    json(StatusCode::OK, &ConnectionsView { items, next: None, unreachable })
 }
 
 /// `DELETE /channels/{id}/connections/{connection}`
@@ -355,10 +410,19 @@ pub(crate) async fn close(ctx: Ctx) -> Answer {
     ctx.load::<Channel>(channel).await?;
     let connection = ConnectionId(ctx.id(1, "connection")?);
     let channels = &ctx.app.services.channels;
-    if channels.close(ctx.account(), ChannelId(channel), connection).await {
-        Ok(empty(StatusCode::NO_CONTENT))
-    } else {
-        Err(missing("connection", ctx.segment(1)))
+    match channels.close(ctx.account(), ChannelId(channel), connection).await {
+        Ok(true) => Ok(empty(StatusCode::NO_CONTENT)),
+        Ok(false) => Err(missing("connection", ctx.segment(1))),
+        Err(nodes) => {
+            let nodes: Vec<String> = nodes
+                .into_iter()
+                .map(|Missing { node, reason }| format!("{node} ({reason})"))
+                .collect();
+            Err(Problem::unavailable(format!(
+                "no node that answers holds this connection, and {} gave no answer: try again when it does",
+                nodes.join(", ")
+            )))
+        }
     }
 }
 
@@ -388,8 +452,11 @@ pub(crate) async fn connect(ctx: Ctx) -> Answer {
     let found = ctx.app.registry().list_objects::<Channel>(ctx.account(), &page).await?;
     let host = host(&ctx);
     let mut channels = Vec::new();
-    for channel in found.into_iter().map(|found| found.object).filter(|channel| channel.enabled) {
-        let status = ctx.app.services.channels.status(channel.account, channel.id).await;
+    let found: Vec<Channel> =
+        found.into_iter().map(|found| found.object).filter(|channel| channel.enabled).collect();
+    let ids: Vec<ChannelId> = found.iter().map(|channel| channel.id).collect();
+    let statuses = ctx.app.services.channels.statuses(ctx.account(), &ids).await;
+    for (channel, status) in found.into_iter().zip(statuses) {
         let address = status.address.as_deref().unwrap_or(&channel.listen);
         let Ok(address) = address.parse::<SocketAddr>() else { continue };
         let port = address.port();

@@ -41,6 +41,8 @@ pub(crate) struct DeviceView {
     revision: u64,
     /// Whether it is connected; null while that is not known.
     online: Option<bool>,
+    /// The node that holds its connection; null while it is not connected, or that is not known.
+    node: Option<String>,
     /// When its last message was received.
     seen_at: Option<Timestamp>,
 }
@@ -49,9 +51,10 @@ impl DeviceView {
     /// `presence` is `None` where it cannot be told.
     fn of(device: Versioned<Device>, presence: Option<&Presence>) -> Self {
         let Versioned { object, revision } = device;
+        let node = presence.and_then(Presence::session).and_then(|session| session.node);
         let online = presence.map(|presence| presence.connection.is_some());
         let seen_at = presence.and_then(|presence| presence.seen_at);
-        Self { device: object, revision, online, seen_at }
+        Self { device: object, revision, online, node, seen_at }
     }
 
     /// What `identity` may see of it: passwords are for those who may set them.

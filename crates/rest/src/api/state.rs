@@ -105,10 +105,14 @@ pub(crate) async fn read(ctx: Ctx) -> Answer {
     let written = write!(out, "{{\"device\":\"{id}\",\"online\":{online}");
     debug_assert!(written.is_ok(), "writing to a String cannot fail");
     write_time(&mut out, "seen_at", presence.seen_at);
-    out.push_str(",\"peer\":");
-    match &presence.peer {
-        Some(peer) => write_json_text(&mut out, peer),
-        None => out.push_str("null"),
+    let session = presence.session();
+    let node = session.as_ref().and_then(|session| session.node.as_ref());
+    for (member, text) in [(",\"node\":", node), (",\"peer\":", presence.peer.as_ref())] {
+        out.push_str(member);
+        match text {
+            Some(text) => write_json_text(&mut out, text),
+            None => out.push_str("null"),
+        }
     }
     out.push_str(",\"values\":");
     write_values(&mut out, &values);

@@ -24,6 +24,8 @@ const WARNINGS_MAX: usize = 10;
 /// The server.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct SystemView {
+    /// The node that answers.
+    node: String,
     version: String,
     uptime_s: u64,
     /// Where it listens; for callers with the scope `root`.
@@ -92,6 +94,7 @@ pub(crate) async fn read(ctx: Ctx) -> Answer {
         None
     };
     let view = SystemView {
+        node: info.node.clone(),
         version: info.version.clone(),
         uptime_s: ctx.app.started.elapsed().as_secs(),
         listeners: listeners.collect(),

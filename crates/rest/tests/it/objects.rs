@@ -1,5 +1,6 @@
 //! Objects: create, read, list, patch, delete, and what is refused.
 
+use fieldline_contracts::Missing;
 use fieldline_model::Scope;
 use hyper::Method;
 use serde_json::{Value as Json, json};
@@ -243,9 +244,21 @@ async fn channels_are_checked_at_the_edge() {
     bench.channels.connections.lock().push((bench.account, info.clone()));
     let connections = bench.root.get(&format!("{path}/connections")).await.expect(200);
     assert_eq!(connections["items"][0]["ident"], "352094087654321");
+    assert_eq!(connections["items"][0]["node"], "node-1");
+    assert_eq!(connections["unreachable"], json!([]));
     let close = format!("{path}/connections/{}", info.id);
     assert_eq!(bench.root.delete(&close).await.status, 204);
     bench.root.delete(&close).await.problem(404, "not_found");
+    // A node that gives no answer is named, and what it may hold is not said to be absent.
+    let (node, reason) = ("node-2".to_owned(), "it sleeps".to_owned());
+    bench.channels.missing.lock().push(Missing { node, reason });
+    let connections = bench.root.get(&format!("{path}/connections")).await.expect(200);
+    let expected = json!([{ "node": "node-2", "reason": "it sleeps" }]);
+    assert_eq!(connections["unreachable"], expected);
+    let refused = bench.root.delete(&close).await;
+    assert!(refused.text().contains("node-2 (it sleeps)"), "{}", refused.text());
+    assert_eq!(refused.status, 503);
+    bench.channels.missing.lock().clear();
     let points = bench.root.get("/api/v1/connect").await.expect(200);
     let points = points["channels"].as_array().unwrap();
     assert!(points.iter().any(|point| point["host"] == "127.0.0.1" && point["port"] == 5027));

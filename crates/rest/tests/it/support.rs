@@ -8,7 +8,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fieldline_auth::{Auth, Identity, NewToken};
-use fieldline_contracts::channels::{ChannelControl, ChannelStatus, ConnectionInfo};
+use fieldline_contracts::channels::{
+    ChannelControl, ChannelStatus, ConnectionInfo, Connections, Missing,
+};
 use fieldline_contracts::ownership::Progress;
 use fieldline_contracts::{
     Actor, Cluster, MemoryBus, MemoryCluster, Node, Platform, Registry, RegistryExt as _,
@@ -47,6 +49,7 @@ pub struct Channels {
     pub connections: Mutex<Vec<(AccountId, ConnectionInfo)>>,
     pub problems: Mutex<Vec<String>>,
     pub opening: Mutex<bool>,
+    pub missing: Mutex<Vec<Missing>>,
 }
 
 #[async_trait]
@@ -58,10 +61,11 @@ impl ChannelControl for Channels {
         ChannelStatus { listening: true, connections, ..ChannelStatus::default() }
     }
 
-    async fn connections(&self, account: AccountId, channel: ChannelId) -> Vec<ConnectionInfo> {
+    async fn connections(&self, account: AccountId, channel: ChannelId) -> Connections {
         let held = self.connections.lock();
         let own = held.iter().filter(|(of, info)| *of == account && info.channel == channel);
-        own.map(|(_, info)| info.clone()).collect()
+        let items = own.map(|(_, info)| info.clone()).collect();
+        Connections { items, missing: self.missing.lock().clone() }
     }
 
     async fn close(
@@ -69,11 +73,16 @@ impl ChannelControl for Channels {
         account: AccountId,
         channel: ChannelId,
         connection: ConnectionId,
-    ) -> bool {
+    ) -> Result<bool, Vec<Missing>> {
         let mut held = self.connections.lock();
         let before = held.len();
         held.retain(|(of, info)| (*of, info.channel, info.id) != (account, channel, connection));
-        held.len() < before
+        let missing = self.missing.lock().clone();
+        match held.len() < before {
+            true => Ok(true),
+            false if missing.is_empty() => Ok(false),
+            false => Err(missing),
+        }
     }
 
     async fn opened(&self) -> bool {
@@ -404,6 +413,7 @@ impl Client {
 pub fn connection(channel: ChannelId, device: Option<DeviceId>, ident: &str) -> ConnectionInfo {
     ConnectionInfo {
         id: ConnectionId::new(Timestamp::from_seconds(1_800_000_000), [7; 10]),
+        node: "node-1".to_owned(),
         channel,
         device,
         ident: Some(ident.to_owned()),
