@@ -3,7 +3,8 @@
 //! What must run once is owned: a module, a trigger, a schedule, a compaction. An owner holds a [`Lease`], a key with
 //! an epoch that grows with every change of hands. Two things keep a former owner from doing harm: stores refuse what
 //! an older epoch writes, and the lease itself ends at its deadline on the owner's own clock, whether or not the
-//! cluster can be reached. Ask [`Lease::is_held`] before every act whose effect is outside.
+//! cluster can be reached. Ask [`Lease::is_held`] before every act whose effect is outside, and drop the lease as soon as it is
+//! lost: a [`Watchdog`] ends a process that keeps one for longer than [`GRACE`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -87,6 +88,18 @@ pub enum ClusterError {
     NameTaken(String),
 }
 
+/// How long what is owned may go on after its [`Deadline`] until a [`Watchdog`] ends the process. Backends set the deadline
+/// earlier than others may take over, by more than this.
+pub const GRACE: Duration = Duration::from_millis(400);
+
+/// Ends this process where what it owns goes on after its lease, be it that a thread is stalled or that the whole process is
+/// stopped: it must not depend on the owner being awake.
+pub trait Watchdog: Send + Sync + 'static {
+    /// All that is owned is held for `held` from now on: the process ends [`GRACE`] after that, unless this is called again.
+    /// Zero twice does not begin the grace anew. `None`: nothing is owned.
+    fn set(&self, held: Option<Duration>);
+}
+
 /// The end of all that a node holds, on its own clock. Backends move it with every renewal.
 #[derive(Debug)]
 pub struct Deadline {
@@ -94,13 +107,38 @@ pub struct Deadline {
     /// Microseconds after `origin`.
     until: AtomicU64,
     moved: watch::Sender<()>,
+    guarded: Mutex<Guarded>,
+    /// The node's, for the deadline of one lease that was not dropped. Locked before `guarded` of the node's.
+    node: Mutex<Option<Arc<Deadline>>>,
+}
+
+/// What a watchdog is told of.
+#[derive(Default)]
+struct Guarded {
+    watchdog: Option<Arc<dyn Watchdog>>,
+    /// Leases that were not dropped.
+    leases: usize,
+    /// Of these, those that ended before the node's deadline.
+    ended: usize,
+}
+
+impl std::fmt::Debug for Guarded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Guarded({} leases, {} ended)", self.leases, self.ended)
+    }
 }
 
 impl Deadline {
     /// One that is past until it is moved.
     #[must_use]
     pub fn new() -> Self {
-        Self { origin: Instant::now(), until: AtomicU64::new(0), moved: watch::Sender::new(()) }
+        Self {
+            origin: Instant::now(),
+            until: AtomicU64::new(0),
+            moved: watch::Sender::new(()),
+            guarded: Mutex::default(),
+            node: Mutex::new(None),
+        }
     }
 
     /// One that never comes.
@@ -116,12 +154,59 @@ impl Deadline {
         let until = from.saturating_duration_since(self.origin).saturating_add(after);
         self.until.store(u64::try_from(until.as_micros()).unwrap_or(u64::MAX), Ordering::Release);
         self.moved.send_replace(());
+        self.count(|_| {});
     }
 
     /// Ends it now.
     pub fn end(&self) {
-        self.until.store(0, Ordering::Release);
+        {
+            let node = self.node.lock();
+            let before = self.until.swap(0, Ordering::AcqRel);
+            if let Some(node) = node.as_ref().filter(|_| before != 0) {
+                node.count(|guarded| guarded.ended += 1);
+            }
+        }
         self.moved.send_replace(());
+        self.count(|_| {});
+    }
+
+    /// Has `watchdog` see to it that leases which end with this deadline are dropped in time.
+    pub fn guard_by(&self, watchdog: Arc<dyn Watchdog>) {
+        self.count(|guarded| guarded.watchdog = Some(watchdog));
+    }
+
+    /// Notes a change of what is owned, or of the deadline, and tells the watchdog.
+    fn count(&self, change: impl FnOnce(&mut Guarded)) {
+        let mut guarded = self.guarded.lock();
+        change(&mut guarded);
+        let Some(watchdog) = &guarded.watchdog else { return };
+        watchdog.set(match (guarded.leases, guarded.ended) {
+            (0, _) => None,
+            (_, 0) => Some(self.remaining()),
+            _ => Some(Duration::ZERO),
+        });
+    }
+
+    /// Counts a lease whose own deadline this is.
+    fn attach(&self, node: &Arc<Self>) {
+        let mut of = self.node.lock();
+        let ended = self.until.load(Ordering::Acquire) == 0;
+        node.count(|guarded| {
+            guarded.leases += 1;
+            guarded.ended += usize::from(ended);
+        });
+        *of = Some(Arc::clone(node));
+    }
+
+    /// Counts it no more.
+    fn detach(&self) {
+        let mut of = self.node.lock();
+        let Some(node) = of.take() else { return };
+        let ended = self.until.load(Ordering::Acquire) == 0;
+        node.count(|guarded| {
+            guarded.leases -= 1;
+            guarded.ended -= usize::from(ended);
+        });
     }
 
     /// How long until it comes.
@@ -160,10 +245,20 @@ pub struct Lease {
     own: Arc<Deadline>,
     /// Gives the key up when dropped.
     guard: Box<dyn Send + Sync>,
+    _counted: Counted,
+}
+
+/// Counts a lease for the watchdog until it is dropped.
+struct Counted(Arc<Deadline>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.detach();
+    }
 }
 
 impl Lease {
-    /// A lease that ends with the node's deadline, or with its own: a backend moves that one to end it alone.
+    /// A lease that ends with the node's deadline, or with its own: a backend ends that one to end it alone.
     #[must_use]
     pub fn new(
         key: String,
@@ -172,7 +267,9 @@ impl Lease {
         own: Arc<Deadline>,
         guard: Box<dyn Send + Sync>,
     ) -> Self {
-        Self { key, epoch, node, own, guard }
+        own.attach(&node);
+        let counted = Counted(Arc::clone(&own));
+        Self { key, epoch, node, own, guard, _counted: counted }
     }
 
     /// What is owned.
@@ -477,5 +574,57 @@ impl Cluster for MemoryCluster {
 
     async fn is_gone(&self) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Notes what it was last told.
+    #[derive(Default)]
+    struct Told(Mutex<Option<Duration>>);
+
+    impl Watchdog for Told {
+        fn set(&self, held: Option<Duration>) {
+            *self.0.lock() = held;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watchdog_knows_whether_and_for_how_long_something_is_owned() {
+        let (node, told) = (Arc::new(Deadline::new()), Arc::new(Told::default()));
+        node.guard_by(Arc::clone(&told) as Arc<dyn Watchdog>);
+        let after = Duration::from_secs(3);
+        node.renew(Instant::now(), after);
+        let says = || *told.0.lock();
+        assert_eq!(says(), None, "nothing is owned");
+        let lease = |own: &Arc<Deadline>| {
+            let (node, own) = (Arc::clone(&node), Arc::clone(own));
+            Lease::new("key".to_owned(), Epoch(1), node, own, Box::new(()))
+        };
+        let (first, second) = (Arc::new(Deadline::never()), Arc::new(Deadline::never()));
+        let (one, two) = (lease(&first), lease(&second));
+        assert_eq!(says(), Some(after));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        drop(two);
+        assert_eq!(says(), Some(Duration::from_secs(2)));
+        node.renew(Instant::now(), after);
+        assert_eq!(says(), Some(after));
+        // One that was lost alone has to be let go of, whatever is renewed.
+        second.end();
+        assert_eq!(says(), Some(after), "it was dropped before");
+        first.end();
+        first.end();
+        node.renew(Instant::now(), after);
+        assert_eq!(says(), Some(Duration::ZERO));
+        let third = Arc::new(Deadline::never());
+        let three = lease(&third);
+        assert_eq!(says(), Some(Duration::ZERO));
+        drop(one);
+        assert_eq!(says(), Some(after));
+        three.release();
+        assert_eq!(says(), None);
+        assert!(!format!("{node:?}").contains("ended: 1"));
     }
 }

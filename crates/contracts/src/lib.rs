@@ -37,7 +37,7 @@ pub use clients::{ClientMessage, ClientSessions};
 pub use clock::{Clock, SystemClock, TestClock};
 pub use cluster::{
     Cluster, ClusterError, Deadline, Holder, Lease, Member, Membership, MemoryCluster, NoPeers,
-    Node, Peers,
+    Node, Peers, Watchdog,
 };
 pub use commands::{CommandError, Commands, Dispatch, NewCommand, Outcome, SessionHandle};
 pub use history::{History, HistoryError, HistoryStats, Order, Query, Retention};

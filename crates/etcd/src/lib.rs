@@ -27,7 +27,7 @@ use etcd_client::{
     PutOptions, TlsOptions, Txn, TxnOp,
 };
 use fieldline_contracts::{
-    Clock, Cluster, ClusterError, Deadline, Holder, Lease, Membership, Node, Peers,
+    Clock, Cluster, ClusterError, Deadline, Holder, Lease, Membership, Node, Peers, Watchdog,
 };
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -208,6 +208,11 @@ impl EtcdCluster {
         }
         tokio::spawn(view::follow(Arc::downgrade(&inner), inner.stop.clone()));
         Ok(Self { inner })
+    }
+
+    /// Has `watchdog` see to it that what this node owns stops when its lease has ended. To be called before it joins.
+    pub fn guard_by(&self, watchdog: Arc<dyn Watchdog>) {
+        self.inner.deadline.guard_by(watchdog);
     }
 }
 

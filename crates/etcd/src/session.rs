@@ -8,6 +8,7 @@ use etcd_client::{
     Compare, CompareOp, Error, LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp,
     TxnOpResponse,
 };
+use fieldline_contracts::cluster::GRACE;
 use fieldline_contracts::{ClusterError, Node};
 use futures_util::future::join_all;
 use tokio::task::{JoinHandle, JoinSet};
@@ -18,8 +19,8 @@ use crate::error::unavailable;
 use crate::keys::{Held, Registered};
 use crate::{Inner, REQUEST_MAX};
 
-/// How much earlier than in etcd what is held ends here: for clocks that run apart.
-const MARGIN: Duration = Duration::from_millis(300);
+/// How much earlier than in etcd what is held ends here: for the watchdog, and for clocks that run apart.
+const MARGIN: Duration = GRACE.saturating_add(Duration::from_millis(100));
 /// How long a peer may take to say whether etcd is gone for it too.
 const ASK_MAX: Duration = Duration::from_millis(400);
 /// Requests to etcd that wait for an answer at a time.

@@ -16,7 +16,7 @@ use fieldline_redis::RedisState;
 use fieldline_rest::{Insight, Lag, LagCheck, Led, ReadyCheck, Size};
 use fieldline_router::LocalCommands;
 use fieldline_router::calls::ClusterPeers;
-use fieldline_runtime::DataDir;
+use fieldline_runtime::{DataDir, Watchdog};
 use fieldline_sqlite::SqliteRegistry;
 
 use crate::between::Between;
@@ -104,6 +104,9 @@ impl Backends {
         let asked = Arc::new(peers.clone());
         let etcd = EtcdCluster::connect(node.etcd(), Arc::clone(&clock), asked).await;
         let etcd = Arc::new(etcd.map_err(setup)?);
+        let watchdog = Watchdog::start();
+        let failed = |error| Failure::Running(format!("the watchdog cannot be started: {error}"));
+        etcd.guard_by(Arc::new(watchdog.map_err(failed)?));
         peers.answer_for(&etcd);
         calls.follow(etcd.membership());
         let described = describe(name, &between.address, node.zone.clone(), roles);

@@ -107,6 +107,12 @@ pub(crate) struct ServeArgs {
     /// Token for the administrator at the first start, instead of a random one
     #[arg(long, value_name = "TOKEN", env = "FIELDLINE_ADMIN_TOKEN", hide_env_values = true)]
     pub(crate) admin_token: Option<String>,
+    /// Run as the worker of a small master that starts it again; as process 1 of a container it always does
+    #[arg(long)]
+    pub(crate) master: bool,
+    /// This process is the worker of a master
+    #[arg(long, hide = true)]
+    pub(crate) worker: bool,
 }
 
 /// What to do with protocols. A protocol is named, or given as a file or folder.

@@ -32,7 +32,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Up(args) => return up::run(args),
-        Command::Serve(args) => return up::ended(worker::run_node(args)),
+        Command::Serve(args) => return up::run_node(args),
         Command::Protocol(command) => protocol::run(command),
         Command::Simulate(command) => block_on(simulate::run(command)),
         Command::Ctl(args) => block_on(ctl::run(args)),

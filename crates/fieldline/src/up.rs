@@ -1,11 +1,12 @@
-//! `fieldline up`: the master, which becomes a parent of the worker, or the worker itself.
+//! `fieldline up` and `serve`: the master, which becomes a parent of the worker, or the worker itself.
 
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use fieldline_runtime::supervise::{self, EXIT_CONFIGURATION, WorkerCommand};
 
-use crate::cli::UpArgs;
+use crate::cli::{ServeArgs, UpArgs};
 use crate::worker;
 
 /// Runs as master or worker, as the arguments say.
@@ -13,7 +14,22 @@ pub(crate) fn run(args: UpArgs) -> ExitCode {
     if args.worker || args.no_master {
         return ended(worker::run(args));
     }
-    match master(&args) {
+    supervised(Some(args.data))
+}
+
+/// Runs a node of a cluster: alone where something else starts it again, as systemd does, else as master or worker.
+pub(crate) fn run_node(args: ServeArgs) -> ExitCode {
+    // The kernel lets no watchdog end the first process of a container: that one is the master.
+    let master = args.master || std::process::id() == 1;
+    if master && !args.worker {
+        return supervised(None);
+    }
+    ended(worker::run_node(args))
+}
+
+/// Runs as master; `data` takes crash reports.
+fn supervised(data: Option<PathBuf>) -> ExitCode {
+    match master(data) {
         Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
         Err(error) => {
             say(&format!("cannot start: {error}"));
@@ -23,7 +39,7 @@ pub(crate) fn run(args: UpArgs) -> ExitCode {
 }
 
 /// Tells why it ended, and says so by the exit code.
-pub(crate) fn ended(result: Result<(), worker::Failure>) -> ExitCode {
+fn ended(result: Result<(), worker::Failure>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(worker::Failure::Setup(message)) => {
@@ -38,14 +54,11 @@ pub(crate) fn ended(result: Result<(), worker::Failure>) -> ExitCode {
     }
 }
 
-fn master(args: &UpArgs) -> std::io::Result<i32> {
+fn master(data: Option<PathBuf>) -> std::io::Result<i32> {
     let program = std::env::current_exe()?;
     let given = std::env::args().skip(1);
-    let command = WorkerCommand {
-        program,
-        args: given.chain(["--worker".to_owned()]).collect(),
-        data: args.data.clone(),
-    };
+    let command =
+        WorkerCommand { program, args: given.chain(["--worker".to_owned()]).collect(), data };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(supervise::run_master(command))
 }

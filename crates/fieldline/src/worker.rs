@@ -98,7 +98,7 @@ pub(crate) fn run_node(args: ServeArgs) -> Result<(), Failure> {
         data: None,
         demo: None,
         admin_token: args.admin_token,
-        has_master: false,
+        has_master: args.worker,
         began,
     };
     run_on(runtime, start(plan, metrics))
@@ -336,9 +336,15 @@ async fn bootstrap(
     admin_token: Option<String>,
 ) -> Result<Option<Bootstrap>, Failure> {
     let turn = cluster::hold(&*backends.cluster, "bootstrap").await.map_err(setup)?;
-    let made = auth.bootstrap(admin_token).await.map_err(setup)?;
-    turn.release();
-    Ok(made)
+    tokio::select! {
+        made = auth.bootstrap(admin_token) => {
+            turn.release();
+            made.map_err(setup)
+        }
+        () = turn.lost() => Err(Failure::Running(
+            "the cluster went away while the first account was looked for: start again".to_owned(),
+        )),
+    }
 }
 
 /// A service on a thread of its own.

@@ -13,6 +13,8 @@ pub mod shutdown;
 pub mod supervise;
 pub mod telemetry;
 pub mod tls;
+pub mod watchdog;
 
 pub use datadir::DataDir;
 pub use tls::{ReloadingTls, TlsFiles};
+pub use watchdog::Watchdog;

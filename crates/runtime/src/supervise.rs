@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -42,8 +43,8 @@ pub struct WorkerCommand {
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<String>,
-    /// Where crash reports go.
-    pub data: PathBuf,
+    /// Where crash reports go; without it, only the log has the last lines.
+    pub data: Option<PathBuf>,
 }
 
 /// Runs the worker until it ends by itself or by a signal to the master;
@@ -80,8 +81,10 @@ pub async fn run_master(command: WorkerCommand) -> io::Result<i32> {
         if input.is_none() || status.success() || status.code() == Some(EXIT_CONFIGURATION) {
             return Ok(status.code().unwrap_or(1));
         }
-        let report =
-            crash::write_report(&command.data, SystemClock.now(), status, &last_lines.lock());
+        let report = command
+            .data
+            .as_deref()
+            .map(|data| crash::write_report(data, SystemClock.now(), status, &last_lines.lock()));
         if began.elapsed() > HEALTHY_AFTER {
             backoff = BACKOFF_MIN;
         }
@@ -137,14 +140,21 @@ async fn copy_lines(stderr: tokio::process::ChildStderr, last_lines: Arc<Mutex<V
     }
 }
 
-fn announce(status: ExitStatus, report: io::Result<PathBuf>, backoff: Duration) {
+fn announce(status: ExitStatus, report: Option<io::Result<PathBuf>>, backoff: Duration) {
     let report = match report {
-        Ok(path) => format!("see {}", path.display()),
-        Err(error) => format!("no crash report could be written: {error}"),
+        Some(Ok(path)) => format!("; see {}", path.display()),
+        Some(Err(error)) => format!("; no crash report could be written: {error}"),
+        None => String::new(),
+    };
+    // It cannot say so itself.
+    let killed = if status.signal() == Some(9) {
+        "; that was the watchdog of its lease if it had been stopped, the system if it had no memory left, or `kill -9`"
+    } else {
+        ""
     };
     let _closed = writeln!(
         io::stderr(),
-        "the worker ended ({status}); {report}; starting it again in {backoff:?}"
+        "the worker ended ({status}){killed}{report}; starting it again in {backoff:?}"
     );
 }
 

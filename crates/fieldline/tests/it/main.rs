@@ -17,4 +17,6 @@ mod mqtt;
 mod mqtt_nodes;
 mod protocols;
 mod server;
+mod stand;
 mod start;
+mod watchdog;

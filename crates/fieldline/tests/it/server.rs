@@ -80,7 +80,8 @@ impl Server {
         let (http, mqtt) =
             (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
         let node = Command::new(env!("CARGO_BIN_EXE_fieldline"))
-            .args(["serve", "--node", name, "--http", &http, "--mqtt", &mqtt, "--config"])
+            .args(["serve", "--master", "--node", name, "--http", &http, "--mqtt", &mqtt])
+            .arg("--config")
             .arg(config)
             .env("FIELDLINE_ADMIN_TOKEN", TOKEN)
             .env("RUST_LOG", "warn")
@@ -89,14 +90,18 @@ impl Server {
             .spawn()
             .unwrap();
         let worker = Pid::from_raw(i32::try_from(node.id()).unwrap()).unwrap();
-        let server = Self { master: node, http, mqtt, worker };
+        let mut server = Self { master: node, http, mqtt, worker };
         wait_for("readiness", || (server.try_ask("GET", "/readyz", None)?.0 == 200).then_some(()));
+        server.worker = server.present_worker().expect("a node that is ready has a worker");
         server
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the worker, if there is one now: one that was stopped past its lease is ended, and started again.
     pub(crate) fn signal(&self, signal: Signal) {
-        kill_process(self.worker, signal).unwrap();
+        if let Some(worker) = self.present_worker() {
+            // It may end in between.
+            let _ended = kill_process(worker, signal);
+        }
     }
 
     /// The process that holds everything.
@@ -104,11 +109,28 @@ impl Server {
         self.worker
     }
 
+    /// The worker that the master has now.
+    pub(crate) fn present_worker(&self) -> Option<Pid> {
+        let master = self.master.id().to_string();
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        let of_master = all.filter_map(|entry| {
+            let id: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+            let mut after_name = stat.rsplit(')').next()?.split_whitespace();
+            let alive = after_name.next()? != "Z";
+            (alive && after_name.next()? == master).then_some(id)
+        });
+        of_master.into_iter().next().and_then(Pid::from_raw)
+    }
+
     /// Kills master and worker at once, as a power cut would.
     pub(crate) fn kill(mut self) {
+        let worker = self.present_worker();
         self.master.kill().unwrap();
-        // It may have ended by itself in between: its master is dead.
-        let _ended = kill_process(self.worker, Signal::KILL);
+        if let Some(worker) = worker {
+            // It may have ended by itself in between: its master is dead.
+            let _ended = kill_process(worker, Signal::KILL);
+        }
         self.master.wait().unwrap();
     }
 
@@ -189,9 +211,12 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // After `kill` or `stop` both are gone already.
+        // After `kill` or `stop` both are gone already, and nobody has this parent.
+        let worker = self.present_worker();
         let _gone = self.master.kill();
-        let _gone = kill_process(self.worker, Signal::KILL);
+        if let Some(worker) = worker {
+            let _gone = kill_process(worker, Signal::KILL);
+        }
         let _reaped = self.master.wait();
     }
 }
