@@ -84,7 +84,9 @@ pub enum ClusterError {
     #[error("this node is not a member: join first")]
     NotJoined,
     /// Another process that lives has this node's name.
-    #[error("another process is member by the name {0}: give each node a name of its own")]
+    #[error(
+        "another process is member of the cluster by the name `{0}`: give each node a name of its own (`node.name`, `--node`), or end the other"
+    )]
     NameTaken(String),
 }
 

@@ -17,6 +17,7 @@ pub mod cluster;
 pub mod commands;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+pub mod finding;
 pub mod history;
 pub mod ownership;
 pub mod registry;

@@ -17,6 +17,8 @@ pub enum ConnectError {
     Silent {
         /// Where it was looked for.
         places: String,
+        /// In the words of the system.
+        reason: String,
     },
     /// It answers, and refuses.
     Refused {
@@ -32,12 +34,12 @@ pub enum ConnectError {
 impl std::fmt::Display for ConnectError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Silent { places } => write!(
+            Self::Silent { places, reason } => write!(
                 f,
-                "etcd at {places} does not answer: start it, or name where it listens for clients (port 2379 mostly)"
+                "etcd at {places} does not answer ({reason}): start it, or name where it listens for clients (port 2379 mostly), with https:// if it wants TLS"
             ),
             Self::Refused { places, reason, remedy } => {
-                write!(f, "etcd at {places} refuses: {reason}; {remedy}")
+                write!(f, "etcd at {places} cannot be used ({reason}): {remedy}")
             }
         }
     }
@@ -46,34 +48,50 @@ impl std::fmt::Display for ConnectError {
 impl std::error::Error for ConnectError {}
 
 impl ConnectError {
-    pub(crate) fn new(places: &str, error: Error) -> Self {
-        let places = places.to_owned();
-        let remedy = match &error {
-            Error::TransportError(_) | Error::IoError(_) | Error::Internal(_) => {
-                return Self::Silent { places };
-            }
-            Error::InvalidUri(_) | Error::InvalidArgs(_) | Error::EndpointError(_) => {
-                "write each endpoint like http://10.0.0.1:2379"
-            }
-            Error::GRpcStatus(status) => {
-                let text = status.message();
-                if text.contains("authentication failed") || text.contains("user name is empty") {
-                    "give the name and password of a user that etcd knows"
-                } else if text.contains("permission denied") {
-                    "grant its user read and write of all keys below the prefix"
-                } else if text.contains("not enabled") {
-                    "leave out name and password, or enable authentication in etcd"
-                } else {
-                    return Self::Silent { places };
+    pub(crate) fn new(places: &str, error: &Error) -> Self {
+        let (places, reason) = (places.to_owned(), innermost(error));
+        let any = |parts: &[&str]| parts.iter().any(|part| reason.contains(part));
+        let remedy = if any(&["certificate", "UnknownIssuer"]) {
+            "let `node.etcd_ca` be the file of who signed its certificate, name it as the certificate does, and give \
+             `node.etcd_certificate` and `node.etcd_key` if it wants one"
+        } else if any(&["corrupt message", "InvalidContentType", "handshake eof"]) {
+            "it does not speak TLS there; write http://, or its port with TLS"
+        } else if any(&["authentication failed", "user name is empty", "invalid auth token"]) {
+            "give the name and password of a user that etcd knows, as `node.etcd_user` and `node.etcd_password`"
+        } else if any(&["permission denied"]) {
+            "grant its user read and write of all keys below the prefix"
+        } else if any(&["authentication is not enabled"]) {
+            "leave out name and password, or enable authentication in etcd"
+        } else {
+            match error {
+                Error::InvalidUri(_) | Error::InvalidArgs(_) | Error::EndpointError(_) => {
+                    "write each endpoint like http://10.0.0.1:2379"
                 }
+                Error::TransportError(_)
+                | Error::IoError(_)
+                | Error::Internal(_)
+                | Error::GRpcStatus(_) => return Self::Silent { places, reason },
+                _ => "see the log of etcd",
             }
-            _ => "see the log of etcd",
-        };
-        let reason = match &error {
-            Error::GRpcStatus(status) => status.message().to_owned(),
-            other => other.to_string(),
         };
         Self::Refused { places, reason, remedy }
+    }
+}
+
+/// What lies at the bottom of an error: what is above it says only that there was one.
+fn innermost(error: &Error) -> String {
+    let mut inner: &dyn std::error::Error = match error {
+        Error::GRpcStatus(status) => status,
+        other => other,
+    };
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    match error {
+        Error::GRpcStatus(status) if std::error::Error::source(status).is_none() => {
+            status.message().to_owned()
+        }
+        _ => inner.to_string(),
     }
 }
 

@@ -12,6 +12,7 @@
 
 mod epochs;
 mod error;
+mod examine;
 mod keys;
 mod session;
 mod view;
@@ -37,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use crate::error::ConnectError;
 use crate::error::{in_time, unavailable};
+pub use crate::examine::{Examined, examine};
 use crate::keys::{Held, Keys};
 
 /// Longest that one request may take.
@@ -49,7 +51,7 @@ const CHOICE_MIN: Duration = Duration::from_millis(300);
 const CONNECT_AGAIN: Duration = Duration::from_millis(100);
 
 /// Where etcd is and how it is used.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Config {
     /// Its members, such as `http://10.0.0.1:2379`; `https` with [`Config::tls`].
     pub endpoints: Vec<String>,
@@ -61,6 +63,13 @@ pub struct Config {
     pub user: Option<(String, String)>,
     /// Certificates, for `https`.
     pub tls: Option<Tls>,
+}
+
+impl std::fmt::Debug for Config {
+    /// Without the password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Config({}, {})", self.endpoints.join(", "), self.prefix)
+    }
 }
 
 impl Config {
@@ -131,6 +140,26 @@ impl Drop for EtcdCluster {
     }
 }
 
+/// How each member is connected to.
+pub(crate) fn options(config: &Config) -> ConnectOptions {
+    let mut options = ConnectOptions::new()
+        .with_connect_timeout(REQUEST_MAX)
+        .with_keep_alive(REQUEST_MAX, REQUEST_MAX)
+        .with_keep_alive_while_idle(true)
+        .with_require_leader(true);
+    if let Some((name, password)) = &config.user {
+        options = options.with_user(name, password);
+    }
+    if let Some(Tls { authority, identity }) = &config.tls {
+        let mut with = TlsOptions::new().ca_certificate(Certificate::from_pem(authority));
+        if let Some((certificate, key)) = identity {
+            with = with.identity(Identity::from_pem(certificate, key));
+        }
+        options = options.with_tls(with);
+    }
+    options
+}
+
 impl EtcdCluster {
     /// Connects and begins to watch. It is no member until it joins.
     ///
@@ -146,22 +175,8 @@ impl EtcdCluster {
         peers: Arc<dyn Peers>,
     ) -> Result<Self, ConnectError> {
         let places = config.endpoints.join(", ");
-        let mut options = ConnectOptions::new()
-            .with_connect_timeout(REQUEST_MAX)
-            .with_keep_alive(REQUEST_MAX, REQUEST_MAX)
-            .with_keep_alive_while_idle(true)
-            .with_require_leader(true);
-        if let Some((name, password)) = config.user {
-            options = options.with_user(name, password);
-        }
-        if let Some(tls) = config.tls {
-            let mut with = TlsOptions::new().ca_certificate(Certificate::from_pem(tls.authority));
-            if let Some((certificate, key)) = tls.identity {
-                with = with.identity(Identity::from_pem(certificate, key));
-            }
-            options = options.with_tls(with);
-        }
-        let refused = |error| ConnectError::new(&places, error);
+        let options = options(&config);
+        let refused = |error: Error| ConnectError::new(&places, &error);
         let began = Instant::now();
         let mut clients = Vec::with_capacity(config.endpoints.len());
         let mut last = None;
@@ -176,7 +191,9 @@ impl EtcdCluster {
             }
         }
         if clients.is_empty() {
-            return Err(last.map_or(ConnectError::Silent { places: places.clone() }, refused));
+            let reason = "it took the connection and said nothing".to_owned();
+            let silent = ConnectError::Silent { places: places.clone(), reason };
+            return Err(last.map_or(silent, refused));
         }
         let inner = Arc::new(Inner {
             clients,

@@ -1,5 +1,6 @@
 //! What stands behind the contracts: engines of our own on one machine, foreign servers in a cluster.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -102,7 +103,8 @@ impl Backends {
         let name = node.name.as_str();
         let (calls, peers) = (between.calls.clone(), ClusterPeers::new(between.calls.clone()));
         let asked = Arc::new(peers.clone());
-        let etcd = EtcdCluster::connect(node.etcd(), Arc::clone(&clock), asked).await;
+        let etcd =
+            EtcdCluster::connect(node.etcd().map_err(setup)?, Arc::clone(&clock), asked).await;
         let etcd = Arc::new(etcd.map_err(setup)?);
         let watchdog = Watchdog::start();
         let failed = |error| Failure::Running(format!("the watchdog cannot be started: {error}"));
@@ -265,15 +267,19 @@ fn describe(name: &str, address: &str, zone: Option<String>, roles: &[Role]) -> 
 /// Refuses a store whose registry is gone: a new one would give the account and
 /// devices other ids, and what is stored would belong to nobody.
 fn check_pair(data: &DataDir) -> Result<(), Failure> {
-    let (registry, store) = (data.join("registry.db"), data.join("messages/MANIFEST"));
-    if registry.exists() || !store.exists() {
-        return Ok(());
-    }
+    let Some(missing) = missing_registry(data.path()) else { return Ok(()) };
+    let registry = data.join("registry.db");
     Err(Failure::Setup(format!(
-        "`{}` is missing, though `{}` holds messages; restore it from a backup, or move the data directory aside to begin anew",
+        "`{}`: {missing}; restore it from a backup, or move the data directory aside to begin anew",
         registry.display(),
-        data.join("messages").display(),
     )))
+}
+
+/// Says so where there is a store in `data`, and no registry.
+pub(crate) fn missing_registry(data: &Path) -> Option<String> {
+    let store = data.join("messages");
+    (store.join("STORE").exists() && !data.join("registry.db").exists())
+        .then(|| format!("it is missing, though `{}` holds messages", store.display()))
 }
 
 fn store_config(config: &Config) -> MdbConfig {

@@ -378,18 +378,24 @@ pub(crate) enum CtlCommand {
 /// Arguments of `doctor`.
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
-    /// Data directory to look at
-    #[arg(long, value_name = "DIR", default_value = "fieldline-data", env = "FIELDLINE_DATA")]
-    pub(crate) data: PathBuf,
-    /// Configuration file to judge
+    /// Data directory to look at [default: fieldline-data, and none with the configuration of a node]
+    #[arg(long, value_name = "DIR", env = "FIELDLINE_DATA")]
+    pub(crate) data: Option<PathBuf>,
+    /// Configuration file to judge; with that of a node, its servers and the other nodes are looked at
     #[arg(long, value_name = "FILE", env = "FIELDLINE_CONFIG")]
     pub(crate) config: Option<PathBuf>,
-    /// Server to ask
-    #[arg(long, env = "FIELDLINE_URL", default_value = "http://127.0.0.1:8080")]
-    pub(crate) url: String,
+    /// Server to ask [default: the one that uses the data directory or the configuration]
+    #[arg(long, env = "FIELDLINE_URL")]
+    pub(crate) url: Option<String>,
     /// PEM file of certificate authorities to trust besides the system's
     #[arg(long, value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
+    /// Leave stored messages unread: only logs' names and indexes are looked at
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
 }
 
 /// A generated document.

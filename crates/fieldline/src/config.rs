@@ -23,15 +23,17 @@ pub(crate) enum ConfigError {
         source: std::io::Error,
     },
     /// The file is not TOML, or has an unknown key or a value of the wrong type.
-    #[error("the configuration file `{path}` is wrong:\n{message}", path = path.display())]
+    #[error("the configuration file `{path}` is wrong in line {line}: {message}", path = path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// What and where.
+        /// Counted from 1.
+        line: usize,
+        /// What, and what to write instead. Nothing of the line itself, which may hold a password.
         message: String,
     },
     /// Values that cannot be.
-    #[error("the configuration is wrong:\n  - {}", .0.join("\n  - "))]
+    #[error("the configuration is wrong: {}", .0.join("; "))]
     Invalid(Vec<String>),
 }
 
@@ -138,9 +140,14 @@ impl Config {
         let Some(path) = path else { return Ok(Self::default()) };
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        let config: Self = toml::from_str(&text).map_err(|error| ConfigError::Parse {
-            path: path.to_owned(),
-            message: error.to_string(),
+        let config: Self = toml::from_str(&text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start);
+            let before = text.get(..start).unwrap_or_default();
+            ConfigError::Parse {
+                path: path.to_owned(),
+                line: before.matches('\n').count() + 1,
+                message: in_words(error.message()),
+            }
         })?;
         config.validate()
     }
@@ -243,12 +250,73 @@ impl Config {
     }
 }
 
+/// What the parser says, as a sentence: with the nearest key in place of an unknown one, and without values.
+fn in_words(message: &str) -> String {
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    if let Some((unknown, known)) = quoted.split_first()
+        && message.starts_with("unknown field")
+    {
+        let nearest = known.iter().map(|key| (distance(unknown, key), *key)).min();
+        let mut sentence = format!("there is no key or section `{unknown}` here");
+        // Half of it may be otherwise: what differs more is another word.
+        match nearest {
+            Some((apart, key)) if apart * 2 <= unknown.chars().count().max(2) => {
+                sentence.push_str(&format!("; did you mean `{key}`?"));
+            }
+            _ if known.is_empty() => sentence.push_str("; leave it out"),
+            _ => sentence.push_str(&format!("; write one of {}", known.join(", "))),
+        }
+        return sentence;
+    }
+    // Such as: invalid type: string "…", expected u16
+    let mut sentence = String::new();
+    let mut rest = message;
+    while let Some((before, value)) = rest.split_once("string \"") {
+        sentence.push_str(before);
+        sentence.push_str("a text");
+        let end = value.rfind("\", expected").or_else(|| value.rfind('"'));
+        rest = end.and_then(|end| value.get(end + 1..)).unwrap_or_default();
+    }
+    sentence.push_str(rest);
+    sentence.replace('\n', ", ").trim_end_matches(", ").to_owned()
+}
+
+/// How many letters have to be put in, left out, changed or swapped with the next to make one word of another.
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut before_last: Vec<usize> = Vec::new();
+    let mut last: Vec<usize> = (0..=other.len()).collect();
+    let mut previous = None;
+    for (at, letter) in one.chars().enumerate() {
+        let mut row = vec![at + 1];
+        for (to, theirs) in other.iter().enumerate() {
+            let get = |row: &[usize], at: usize| row.get(at).copied().unwrap_or(usize::MAX / 2);
+            let changed = get(&last, to) + usize::from(letter != *theirs);
+            let mut best = changed.min(get(&last, to + 1) + 1).min(get(&row, to) + 1);
+            let swapped = to > 0 && previous == Some(*theirs) && other.get(to - 1) == Some(&letter);
+            if swapped && to > 0 {
+                best = best.min(get(&before_last, to - 1) + 1);
+            }
+            row.push(best);
+        }
+        before_last = std::mem::replace(&mut last, row);
+        previous = Some(letter);
+    }
+    last.last().copied().unwrap_or_default()
+}
+
 /// Tells of a file that cannot be opened.
 pub(crate) fn check_file(key: &str, file: Option<&Path>, check: &mut impl FnMut(bool, String)) {
     if let Some(path) = file {
         let opened = std::fs::File::open(path);
         let reason = opened.as_ref().err().map(ToString::to_string).unwrap_or_default();
-        check(opened.is_ok(), format!("{key}: cannot read `{}`: {reason}", path.display()));
+        check(
+            opened.is_ok(),
+            format!(
+                "{key}: cannot read `{}` ({reason}), correct the path or its permissions",
+                path.display()
+            ),
+        );
     }
 }
 
@@ -283,6 +351,37 @@ mod tests {
     fn an_unknown_key_is_named_with_its_line() {
         let message = load("[http]\nlisten = \"127.0.0.1:1\"\nprot = 1\n").unwrap_err().to_string();
         assert!(message.contains("line 3") && message.contains("prot"), "{message}");
+        assert!(message.contains("write one of listen, "), "{message}");
+    }
+
+    #[test]
+    fn the_nearest_key_is_named() {
+        for (text, nearest) in [
+            ("[htp]\n", "`http`"),
+            ("[http]\nlistne = \"x\"\n", "`listen`"),
+            ("[postgres]\nulr = \"x\"\n", "`url`"),
+            ("[mqtt-bus]\n", "`mqtt_bus`"),
+            ("[postgres.tls]\ncaa = \"x\"\n", "`ca`"),
+        ] {
+            let message = load(text).unwrap_err().to_string();
+            assert!(message.contains(&format!("did you mean {nearest}?")), "{message}");
+        }
+    }
+
+    #[test]
+    fn no_value_of_the_file_is_repeated() {
+        for text in [
+            "[redis]\nurl = [\"s3cret\"]\n",
+            "[redis]\nnode_ttl = \"s3cret\"\n",
+            "[redis]\nurl = s3cret\n",
+            "[redis]\nurl = \"s3cret\n",
+            "[postgres]\nconnections_max = \"a \\\"s3cret\\\", expected\"\n",
+            "redis = \"s3cret\"\n",
+            "[http]\nlisten = \"s3cret\"\n",
+        ] {
+            let message = load(text).unwrap_err().to_string();
+            assert!(!message.contains("s3cret") && !message.contains('\n'), "{message}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use fieldline_etcd::Config as EtcdConfig;
+use fieldline_etcd::{Config as EtcdConfig, Tls as EtcdTls};
 use fieldline_router::calls::PORT;
 use fieldline_runtime::mutual_tls::MutualTlsFiles;
 use serde::Deserialize;
@@ -39,7 +39,7 @@ impl Role {
 }
 
 /// `[node]`: this process among others.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct NodeConfig {
     /// Its name, unique and the same after a restart. Default: the name of the machine.
@@ -65,6 +65,19 @@ pub(crate) struct NodeConfig {
     pub(crate) etcd_user: Option<String>,
     /// Password at etcd.
     pub(crate) etcd_password: Option<String>,
+    /// With `https://`: PEM file with the certificates of those who sign etcd's.
+    pub(crate) etcd_ca: Option<PathBuf>,
+    /// PEM file with this node's certificate, where etcd asks for one. Needs `etcd_key`.
+    pub(crate) etcd_certificate: Option<PathBuf>,
+    /// PEM file with the key of that.
+    pub(crate) etcd_key: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for NodeConfig {
+    /// Without the password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "NodeConfig({}, {})", self.name, self.etcd.join(", "))
+    }
 }
 
 impl Default for NodeConfig {
@@ -81,18 +94,42 @@ impl Default for NodeConfig {
             etcd_prefix: "fieldline/".to_owned(),
             etcd_user: None,
             etcd_password: None,
+            etcd_ca: None,
+            etcd_certificate: None,
+            etcd_key: None,
         }
     }
 }
 
 impl NodeConfig {
-    /// How the cluster is reached.
-    pub(crate) fn etcd(&self) -> EtcdConfig {
-        EtcdConfig {
+    /// How the cluster is reached. Reads files.
+    ///
+    /// # Errors
+    ///
+    /// A sentence about a file that cannot be read.
+    pub(crate) fn etcd(&self) -> Result<EtcdConfig, String> {
+        let read = |key: &str, path: &PathBuf| {
+            std::fs::read(path).map_err(|error| {
+                let path = path.display();
+                format!("node.{key}: `{path}` cannot be read ({error}); correct the path or its permissions")
+            })
+        };
+        let identity = match (&self.etcd_certificate, &self.etcd_key) {
+            (Some(certificate), Some(key)) => {
+                Some((read("etcd_certificate", certificate)?, read("etcd_key", key)?))
+            }
+            _ => None,
+        };
+        let tls = match &self.etcd_ca {
+            Some(ca) => Some(EtcdTls { authority: read("etcd_ca", ca)?, identity }),
+            None => None,
+        };
+        Ok(EtcdConfig {
             prefix: self.etcd_prefix.clone(),
             user: self.etcd_user.clone().zip(self.etcd_password.clone()),
+            tls,
             ..EtcdConfig::new(self.etcd.clone())
-        }
+        })
     }
 
     /// The files by which nodes know each other, if there are any.
@@ -116,6 +153,7 @@ impl NodeConfig {
         // Exhaustive on purpose: a new key does not compile until it is judged here.
         let Self { name, listen, address, ca, certificate, key, zone: _, .. } = self;
         let Self { etcd, etcd_prefix, etcd_user, etcd_password, .. } = self;
+        let Self { etcd_ca, etcd_certificate, etcd_key, .. } = self;
         let files = [("node.ca", ca), ("node.certificate", certificate), ("node.key", key)];
         let set = files.iter().filter(|(_, file)| file.is_some()).count();
         check(
@@ -142,6 +180,32 @@ impl NodeConfig {
         check(
             etcd_user.is_some() == etcd_password.is_some(),
             "node.etcd_user and node.etcd_password belong together: set both, or neither"
+                .to_owned(),
+        );
+        check(
+            !etcd.iter().any(|endpoint| endpoint.contains('@')),
+            "node.etcd names addresses alone: give name and password as node.etcd_user and node.etcd_password"
+                .to_owned(),
+        );
+        let plain = |endpoint: &String| endpoint.starts_with("http://");
+        let secure = |endpoint: &String| endpoint.starts_with("https://");
+        check(
+            etcd.iter().all(|endpoint| plain(endpoint) || secure(endpoint)),
+            "node.etcd: each begins with http:// or https://, such as http://10.0.0.1:2379"
+                .to_owned(),
+        );
+        check(
+            etcd_ca.is_some() || !etcd.iter().any(secure),
+            "node.etcd_ca is missing: with https://, name the file of the certificates that signed etcd's".to_owned(),
+        );
+        check(
+            etcd_ca.is_none() || !etcd.iter().any(plain),
+            "node.etcd_ca is for https://, and node.etcd has http://: let all be one or the other"
+                .to_owned(),
+        );
+        check(
+            etcd_certificate.is_some() == etcd_key.is_some(),
+            "node.etcd_certificate and node.etcd_key belong together: set both, or neither"
                 .to_owned(),
         );
     }

@@ -43,7 +43,7 @@ mod writer;
 pub use aggregate::Aggregate;
 pub use config::{MdbConfig, OpenError};
 pub use disk::{Disk, DiskFile, RealDisk};
-pub use inspect::inspect;
+pub use inspect::{Depth, inspect};
 pub use store::Mdb;
 
 /// Entries for fuzzing: they read bytes as what is on disk, and must never panic.

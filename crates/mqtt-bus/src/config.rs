@@ -173,6 +173,24 @@ impl Address {
     }
 }
 
+impl Address {
+    /// Whether only machines of one's own network can reach it, as far as the address tells.
+    pub(crate) fn is_private(&self) -> bool {
+        match self.host.parse() {
+            Ok(std::net::IpAddr::V4(ip)) => {
+                ip.is_loopback() || ip.is_private() || ip.is_link_local()
+            }
+            Ok(std::net::IpAddr::V6(ip)) => ip.is_loopback() || ip.octets()[0] & 0xfe == 0xfc,
+            // A name of one level is one's own.
+            Err(_) => {
+                !self.host.contains('.')
+                    || self.host.ends_with(".local")
+                    || self.host.ends_with(".internal")
+            }
+        }
+    }
+}
+
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.host.contains(':') {

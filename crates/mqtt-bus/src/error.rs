@@ -26,7 +26,7 @@ pub enum ConnectError {
     },
     /// Something else answers, or an older broker.
     #[error(
-        "what listens at {address} is no MQTT 5 broker ({reason}): use one, such as mosquitto 2, or correct `mqtt_bus.url`"
+        "what listens at {address} is no MQTT 5 broker ({reason}): use one, such as mosquitto 2, or correct `mqtt_bus.url` (mqtts:// if it wants TLS)"
     )]
     NotMqtt5 {
         /// Where.

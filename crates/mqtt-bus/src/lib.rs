@@ -26,6 +26,7 @@
 mod config;
 pub mod encoding;
 mod error;
+mod examine;
 mod heard;
 mod interests;
 mod metrics;
@@ -48,6 +49,7 @@ use tracing::warn;
 
 pub use config::MqttBusConfig;
 pub use error::ConnectError;
+pub use examine::examine;
 
 use config::Address;
 use interests::Interests;
@@ -165,7 +167,7 @@ impl MqttBus {
         Ok(Self::with(config, clock, target, None))
     }
 
-    fn target(config: &MqttBusConfig) -> Result<Target, ConnectError> {
+    pub(crate) fn target(config: &MqttBusConfig) -> Result<Target, ConnectError> {
         config.validate().map_err(|problems| ConnectError::Settings(problems.join("; ")))?;
         let address = Address::of(&config.url).map_err(ConnectError::Settings)?;
         let tls = config::tls(config, &address)?;

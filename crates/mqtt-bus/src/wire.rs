@@ -32,6 +32,7 @@ pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// Whom to connect to, and as whom.
+#[derive(Clone)]
 pub(crate) struct Target {
     pub(crate) address: Address,
     pub(crate) tls: Option<Tls>,

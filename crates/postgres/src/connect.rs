@@ -126,6 +126,16 @@ impl Servers {
         })
     }
 
+    /// Each server with its name, never a password.
+    pub(crate) fn each(&self) -> &[(String, Config)] {
+        &self.each
+    }
+
+    /// The names of all.
+    pub(crate) fn labels(&self) -> String {
+        self.each.iter().map(|(label, _)| label.as_str()).collect::<Vec<_>>().join(", ")
+    }
+
     /// Connects to the first server that takes writes.
     pub(crate) async fn connect(&self) -> Result<Link, ConnectError> {
         let first = self.last.load(Ordering::Relaxed);
@@ -149,7 +159,7 @@ impl Servers {
         Err(most_telling(refused))
     }
 
-    async fn open(&self, config: &Config) -> Result<Link, tokio_postgres::Error> {
+    pub(crate) async fn open(&self, config: &Config) -> Result<Link, tokio_postgres::Error> {
         let notified = Arc::new(Notify::new());
         let (client, task) = match &self.tls {
             Some(tls) => drive(config, tls.clone(), Arc::clone(&notified)).await?,
@@ -167,8 +177,21 @@ impl Servers {
     }
 
     /// What a refusal means for who set the server up.
-    fn judge(&self, server: &str, error: &tokio_postgres::Error) -> ConnectError {
+    pub(crate) fn judge(&self, server: &str, error: &tokio_postgres::Error) -> ConnectError {
         let (server, reason) = (server.to_owned(), told(error));
+        let any = |parts: &[&str]| parts.iter().any(|part| reason.contains(part));
+        let tls = if any(&["no encryption"]) && self.tls.is_none() {
+            "set `postgres.tls.ca` to the PEM file of who signs its certificate"
+        } else if any(&["does not support TLS"]) {
+            "switch ssl on in the server, or leave `postgres.tls` out"
+        } else if any(&["certificate"]) && self.tls.is_some() {
+            "let `postgres.tls.ca` be the file of who signed its certificate, and name the server in `url` as the certificate does"
+        } else {
+            ""
+        };
+        if !tls.is_empty() {
+            return ConnectError::Tls { server, reason, remedy: tls };
+        }
         let (user, database) = (self.user.clone(), self.database.clone());
         let Some(code) = error.code() else {
             if reason.contains("does not allow writes") {

@@ -31,6 +31,16 @@ pub enum ConnectError {
         /// What it said.
         reason: String,
     },
+    /// Server and settings do not agree about TLS.
+    #[error("no encrypted connection to PostgreSQL at {server} ({reason}): {remedy}")]
+    Tls {
+        /// Which server.
+        server: String,
+        /// What it said.
+        reason: String,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// There is no such database.
     #[error(
         "PostgreSQL at {server} has no database `{database}`: make it with `createdb {database}`, or correct `url`"

@@ -9,7 +9,7 @@
 //! fold's progress is in the same transaction, so any node may do it and be killed meanwhile (`fold.rs`).
 
 mod book;
-mod bucket;
+pub(crate) mod bucket;
 mod commit;
 mod fold;
 mod keeper;

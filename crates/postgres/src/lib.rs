@@ -18,6 +18,7 @@
 
 mod connect;
 mod error;
+mod examine;
 mod history;
 mod migrate;
 mod pool;
@@ -33,6 +34,7 @@ pub const AUDIT_MAX: u64 = 1_000_000;
 pub use crate::history::row;
 
 pub use crate::error::ConnectError;
+pub use crate::examine::examine;
 pub use crate::history::PostgresHistory;
 pub use crate::registry::PostgresRegistry;
 pub use crate::settings::{Settings, TlsSettings};

@@ -44,6 +44,13 @@ const fn course(found: i32, known: i32, may_migrate: bool) -> Course {
     Course::Refuse("start this Fieldline once with `migrate = true` and a user who may make tables")
 }
 
+/// Why tables of version `found` cannot be used, if so.
+pub(crate) fn refused(schema: &str, found: i32, may_migrate: bool) -> Option<ConnectError> {
+    let Course::Refuse(remedy) = course(found, KNOWN, may_migrate) else { return None };
+    let (schema, oldest, newest) = (schema.to_owned(), (KNOWN - 1).max(1), KNOWN + 1);
+    Some(ConnectError::Version { schema, found, oldest, newest, remedy })
+}
+
 /// Checks the database and makes or changes the tables as needed.
 pub(crate) async fn prepare(
     link: &Link,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 /// `[redis]`: where last values, presence and module status are kept.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Deserialize, PartialEq, Eq)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedisConfig {
     /// `redis://[USER][:PASSWORD@]HOST[:PORT][/DB]`; `rediss://` for TLS. One server, or an
@@ -41,6 +41,14 @@ impl Default for RedisConfig {
             node_ttl: Duration::from_secs(5),
             waiting_bytes_max: 64 << 20,
         }
+    }
+}
+
+impl std::fmt::Debug for RedisConfig {
+    /// Without the password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let place = self.url.rsplit('@').next().unwrap_or_default();
+        write!(f, "RedisConfig({place}, {}:*)", self.prefix)
     }
 }
 

@@ -96,20 +96,42 @@ pub(crate) async fn connect(
     timeout(CONNECT_TIMEOUT, work).await.unwrap_or_else(|_| Err(silent()))
 }
 
+/// Has TLS done by aws-lc-rs where the address wants it.
+pub(crate) fn choose_provider(info: &ConnectionInfo) {
+    if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        // Else the program has chosen one already.
+        if provider.install_default().is_ok() {
+            tracing::debug!("TLS to Redis by aws-lc-rs");
+        }
+    }
+}
+
+/// What the server says of itself.
+pub(crate) async fn information(
+    connection: &mut MultiplexedConnection,
+    address: &str,
+) -> Result<String, ConnectError> {
+    let asked = redis::cmd("INFO").query_async::<redis::Value>(connection).await;
+    Ok(match asked.map_err(|error| in_words(address, &error))? {
+        redis::Value::VerbatimString { text, .. } => text,
+        other => redis::from_redis_value::<String>(other).unwrap_or_default(),
+    })
+}
+
+/// A field of it; empty if it is not there.
+pub(crate) fn field(text: &str, name: &str) -> String {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.map(str::trim).unwrap_or_default().to_owned()
+}
+
 /// Refuses a server that would lose or hide what it is given.
 async fn inspect(
     connection: &mut MultiplexedConnection,
     address: &str,
 ) -> Result<String, ConnectError> {
-    let asked = redis::cmd("INFO").query_async::<redis::Value>(connection).await;
-    let text = match asked.map_err(|error| in_words(address, &error))? {
-        redis::Value::VerbatimString { text, .. } => text,
-        other => redis::from_redis_value::<String>(other).unwrap_or_default(),
-    };
-    let get = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.map(str::trim).unwrap_or_default().to_owned()
-    };
+    let text = information(connection, address).await?;
+    let get = |name: &str| field(&text, name);
     if get("loading") == "1" {
         return Err(ConnectError(format!("Redis at {address} is loading its data: wait")));
     }
@@ -168,7 +190,7 @@ pub(crate) fn in_words(address: &str, error: &RedisError) -> ConnectError {
             format!("no Redis listens at {address}: start it, or correct `redis.url`")
         }
         ErrorKind::Io if error.is_connection_dropped() => format!(
-            "what listens at {address} closed the connection: look into its log, or correct `redis.url`"
+            "what listens at {address} closed the connection: look into its log, or correct `redis.url` (rediss:// if it wants TLS)"
         ),
         ErrorKind::Io if error.to_string().contains("certificate") => format!(
             "Redis at {address} shows a certificate that is not trusted ({error}): set `redis.tls_ca` to who signed it, and let `redis.url` have the name that it is for"

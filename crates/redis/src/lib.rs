@@ -28,6 +28,7 @@
 mod config;
 mod connect;
 mod encoding;
+mod examine;
 mod inner;
 mod keys;
 mod monitor;
@@ -47,6 +48,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{ConnectError, RedisConfig};
+pub use examine::examine;
 
 use inner::{Inner, Link};
 use keys::Keys;
@@ -87,13 +89,7 @@ impl RedisState {
             return Err(ConnectError(words.to_owned()));
         }
         let info = connect::info(&config.url)?;
-        if matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. }) {
-            let provider = rustls::crypto::aws_lc_rs::default_provider();
-            // Else the program has chosen one already.
-            if provider.install_default().is_ok() {
-                tracing::debug!("TLS to Redis by aws-lc-rs");
-            }
-        }
+        connect::choose_provider(&info);
         let address = info.addr().to_string();
         let client = connect::client(info, config.tls_ca.as_deref())?;
         let inner = Arc::new_cyclic(|me| Inner {

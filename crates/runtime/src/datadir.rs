@@ -1,7 +1,8 @@
 //! The data directory: one process uses it at a time.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -58,7 +59,8 @@ impl DataDir {
     /// See [`DataDirError`].
     pub fn open(path: &Path, patience: Duration) -> Result<Self, DataDirError> {
         let failed = |source| DataDirError::Open { path: path.to_owned(), source };
-        std::fs::create_dir_all(path).map_err(failed)?;
+        // What is in it is nobody else's: tokens' hashes and all messages.
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -83,24 +85,30 @@ impl DataDir {
                 Err(TryLockError::Error(source)) => return Err(failed(source)),
             }
         }
-        let format_file = path.join("format");
-        match std::fs::read_to_string(&format_file) {
+        if Self::format(path)?.is_none() {
+            std::fs::write(path.join("format"), format!("{FORMAT}\n")).map_err(failed)?;
+        }
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// The format of the directory at `path`, where it has one yet.
+    ///
+    /// # Errors
+    ///
+    /// [`DataDirError::TooNew`], [`DataDirError::Open`].
+    pub fn format(path: &Path) -> Result<Option<u32>, DataDirError> {
+        match std::fs::read_to_string(path.join("format")) {
             Ok(text) => {
                 let found = text.trim().parse().unwrap_or(u32::MAX);
                 if found > FORMAT {
-                    return Err(DataDirError::TooNew {
-                        path: path.to_owned(),
-                        found,
-                        known: FORMAT,
-                    });
+                    let path = path.to_owned();
+                    return Err(DataDirError::TooNew { path, found, known: FORMAT });
                 }
+                Ok(Some(found))
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                std::fs::write(&format_file, format!("{FORMAT}\n")).map_err(failed)?;
-            }
-            Err(source) => return Err(failed(source)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(DataDirError::Open { path: path.to_owned(), source }),
         }
-        Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
     /// The directory.

@@ -199,7 +199,6 @@ mod tests {
         let began = Instant::now();
         let ended = child("stalls").wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&ended.stderr);
-        println!("a stalled owner ended after {:?}", began.elapsed());
         assert_eq!(ended.status.signal(), Some(6), "{said}");
         assert!(said.contains("went on for 300ms after its lease"), "{said}");
         assert!(began.elapsed() >= LEASE);

@@ -31,8 +31,8 @@ use fieldline_contracts::{
     Actor, Audit, Clock, Draft, Kind, Page, Record, Registry, RegistryError,
 };
 use fieldline_model::AccountId;
-use rusqlite::Connection;
 use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -209,6 +209,41 @@ impl SqliteRegistry {
         work: impl FnOnce(&Connection) -> Result<T, RegistryError> + Send + 'static,
     ) -> Result<T, RegistryError> {
         thread::read(&self.reader, work).await
+    }
+}
+
+/// Looks at the registry at `path` without opening it for use, also beside a running server: false if it is not there. Reads
+/// all of it and changes nothing.
+///
+/// # Errors
+///
+/// [`OpenError`] as a start would have it.
+pub fn inspect(path: &Path) -> Result<bool, OpenError> {
+    match path.metadata() {
+        Ok(meta) if meta.len() == 0 => return Ok(false),
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => {
+            let reason = error.to_string();
+            return Err(OpenError::Io { path: path.to_owned(), reason });
+        }
+    }
+    // Before the file: beside a running server it may only be older.
+    let noted = Mark::noted(path);
+    let named = |error: rusqlite::Error| open_error(path, &error);
+    // Nothing is written; but a journal that is there can only be read by one who may.
+    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(named)?;
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(named)?;
+    db.busy_timeout(std::time::Duration::from_secs(5)).map_err(named)?;
+    db.pragma_update(None, "query_only", true).map_err(named)?;
+    schema::known(&db, path)?;
+    schema::check(&db)
+        .map_err(named)?
+        .map_err(|reason| OpenError::Damaged { path: path.to_owned(), reason })?;
+    let found = read::newest_sequence(&db).map_err(named)?;
+    match noted.filter(|noted| *noted > found) {
+        Some(known) => Err(OpenError::Shortened { path: path.to_owned(), found, known }),
+        None => Ok(true),
     }
 }
 

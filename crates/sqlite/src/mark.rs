@@ -46,6 +46,13 @@ impl Mark {
         Ok((Self { file, works: true }, noted))
     }
 
+    /// What was noted last at the registry at `path`, if it can be read.
+    pub(crate) fn noted(path: &Path) -> Option<u64> {
+        let mut text = Vec::new();
+        File::open(path_of(path)).ok()?.take(256).read_to_end(&mut text).ok()?;
+        parse(&text)
+    }
+
     /// Notes that `sequence` is committed.
     pub(crate) fn note(&mut self, sequence: u64) {
         // Twice: one that was written in part does not agree with itself.

@@ -113,6 +113,23 @@ pub(crate) fn check(db: &Connection) -> rusqlite::Result<Result<(), String>> {
     Ok(if found == "ok" { Ok(()) } else { Err(found) })
 }
 
+/// Refuses a file of another program, or of a newer version of this one.
+pub(crate) fn known(db: &Connection, path: &Path) -> Result<(), OpenError> {
+    let named = |error: rusqlite::Error| open_error(path, &error);
+    let known = u32::try_from(MIGRATIONS.len()).unwrap_or(u32::MAX);
+    let found: u32 =
+        db.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(named)?;
+    let owner: i32 =
+        db.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(named)?;
+    if owner != APPLICATION_ID {
+        return Err(OpenError::Foreign { path: path.to_owned() });
+    }
+    if found > known {
+        return Err(OpenError::Newer { path: path.to_owned(), found, known });
+    }
+    Ok(())
+}
+
 /// Brings the file to the present schema, whole or not at all.
 pub(crate) fn migrate(db: &mut Connection, path: &Path) -> Result<(), OpenError> {
     let named = |error: rusqlite::Error| open_error(path, &error);

@@ -79,7 +79,7 @@ async fn what_is_wrong_at_the_start_is_said() {
         connected.await.err().expect("it cannot connect").to_string()
     };
     let nobody = refused("http://127.0.0.1:1".to_owned()).await;
-    assert!(nobody.contains("does not answer: start it"), "{nobody}");
+    assert!(nobody.contains("does not answer (") && nobody.contains("): start it"), "{nobody}");
     let words = refused("not an address".to_owned()).await;
     assert!(words.contains("write each endpoint like"), "{words}");
 }

@@ -269,35 +269,3 @@ fn a_device_is_held_by_one_node_and_commanded_from_any() {
         node.stop();
     }
 }
-
-/// What is wrong with the configuration ends the start with a sentence that says what and how to mend it.
-#[test]
-fn a_wrong_configuration_is_said_in_a_sentence() {
-    let world = World::start();
-    let good = std::fs::read_to_string(world.config(1)).unwrap();
-    for (from, to, said) in [
-        ("[node]", "[nodes]", "unknown field `nodes`"),
-        (
-            &*world.etcd.url(),
-            "http://127.0.0.1:1",
-            "etcd at http://127.0.0.1:1 does not answer: start it",
-        ),
-        (&*world.postgres.url(), "postgres://postgres@127.0.0.1:1/postgres", "127.0.0.1:1"),
-        (&*world.redis.url(), "redis://127.0.0.1:1", "127.0.0.1:1"),
-        (&*world.broker_url(), "mqtt://127.0.0.1:1", "the MQTT broker at 127.0.0.1:1"),
-    ] {
-        let path = world.folder.path().join("wrong.toml");
-        std::fs::write(&path, good.replace(from, to)).unwrap();
-        let ended = Command::new(env!("CARGO_BIN_EXE_fieldline"))
-            .args(["serve", "--node", "wrong", "--http", "127.0.0.1:0", "--mqtt", "127.0.0.1:0"])
-            .arg("--config")
-            .arg(&path)
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&ended.stderr).into_owned();
-        let last = text.lines().last().unwrap_or_default();
-        assert_eq!(ended.status.code(), Some(78), "{text}");
-        assert!(text.contains(said), "`{said}` is not in: {text}");
-        println!("{last}");
-    }
-}

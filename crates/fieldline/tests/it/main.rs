@@ -10,8 +10,10 @@
 mod bad_input;
 mod calls;
 mod cluster;
+mod config_errors;
 mod device;
 mod disk_full;
+mod doctor;
 mod kill;
 mod mqtt;
 mod mqtt_nodes;

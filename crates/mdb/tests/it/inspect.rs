@@ -1,14 +1,18 @@
 //! What is said of a store that is not opened.
 
 use fieldline_contracts::History;
-use fieldline_mdb::{Mdb, MdbConfig, inspect};
+use fieldline_mdb::{Depth, Mdb, MdbConfig};
 
 use crate::common::{append, clock, device, message, small};
 
 #[tokio::test]
 async fn a_look_from_outside_finds_what_is_damaged_or_missing() {
     let dir = tempfile::tempdir().unwrap();
-    assert_eq!(inspect(dir.path()), Vec::<String>::new(), "nothing is there yet");
+    assert_eq!(
+        fieldline_mdb::inspect(dir.path(), Depth::Blocks),
+        Vec::<String>::new(),
+        "nothing is there yet"
+    );
     let config = MdbConfig { merge_fan_in: 50, ..small() };
     let store = Mdb::open(dir.path(), config, clock()).unwrap();
     for n in 0..3 {
@@ -16,9 +20,14 @@ async fn a_look_from_outside_finds_what_is_damaged_or_missing() {
         store.seal().await.unwrap();
     }
     append(&store, vec![message(device(1), 10, 10)]).await;
-    assert_eq!(inspect(dir.path()), Vec::<String>::new(), "beside a running store");
+    append(&store, vec![message(device(1), 11, 11)]).await;
+    assert_eq!(
+        fieldline_mdb::inspect(dir.path(), Depth::Blocks),
+        Vec::<String>::new(),
+        "beside a running store"
+    );
     store.close().await.unwrap();
-    assert_eq!(inspect(dir.path()), Vec::<String>::new());
+    assert_eq!(fieldline_mdb::inspect(dir.path(), Depth::Blocks), Vec::<String>::new());
     let shard = dir.path().join("shard-00");
     let named = |part: &str| {
         let entries = std::fs::read_dir(&shard).unwrap().map(|entry| entry.unwrap().path());
@@ -28,11 +37,25 @@ async fn a_look_from_outside_finds_what_is_damaged_or_missing() {
         named
     };
     let told = |part: &str| {
-        let found = inspect(dir.path());
+        let found = fieldline_mdb::inspect(dir.path(), Depth::Indexes);
         assert!(found.iter().any(|text| text.contains(part)), "{part} is missing: {found:?}");
         found.len()
     };
     let segments = named(".seg");
+    // A byte of a block, and of a frame that another follows: only reading them tells.
+    for (path, at, said) in [
+        (&segments[2], 30, &*segments[2].file_name().unwrap().to_string_lossy()),
+        (&named("wal-").pop().unwrap(), 40, "is damaged at byte 22"),
+    ] {
+        let sound = std::fs::read(path).unwrap();
+        let mut bytes = sound.clone();
+        bytes[at] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+        assert!(fieldline_mdb::inspect(dir.path(), Depth::Indexes).is_empty());
+        let found = fieldline_mdb::inspect(dir.path(), Depth::Blocks);
+        assert!(found.len() == 1 && found[0].contains(said), "{found:?}");
+        std::fs::write(path, sound).unwrap();
+    }
     let mut bytes = std::fs::read(&segments[0]).unwrap();
     let at = bytes.len() - 3;
     bytes[at] ^= 1;

@@ -35,11 +35,31 @@ impl Etcd {
     /// When it cannot be started.
     #[must_use]
     pub fn start_at(place: &Place) -> Self {
+        Self::run(place, &[])
+    }
+
+    /// Starts it with further options, such as `["--quota-backend-bytes", "16777216"]`; with `--cert-file` it serves by TLS.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start_with(options: &[&str]) -> Self {
+        Self::run(&Place::here(), options)
+    }
+
+    fn run(place: &Place, options: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (port, peer) = (free_port(), free_port());
         let peer = format!("http://{}:{peer}", place.address());
         let launch = launch("default", place, folder.path(), port, &peer);
-        let launch = with_members(launch, &format!("default={peer}"), "new").named("etcd");
+        let mut launch = with_members(launch, &format!("default={peer}"), "new").named("etcd");
+        if options.contains(&"--cert-file") {
+            let plain = format!("http://{}:{port}", place.address());
+            let clients = launch.arguments.iter_mut().filter(|argument| **argument == *plain);
+            clients.for_each(|url| *url = plain.replace("http:", "https:").into());
+        }
+        launch.arguments.extend(options.iter().map(Into::into));
         Self { process: Process::launch(launch), folder }
     }
 
