@@ -11,6 +11,7 @@ const DEBIAN: &[(&str, &str)] = &[
     ("chromium", "chromium"),
     ("nginx", "nginx-light"),
     ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
+    ("haproxy", "haproxy"),
     ("psql", "postgresql"),
     ("redis-server", "redis-server"),
     ("etcd", "etcd-server"),
@@ -69,7 +70,9 @@ pub(crate) fn ensure(programs: &[&str]) -> Result<(), Failure> {
         [&["install", "--yes", "--quiet", "--no-install-recommends"], missing.as_slice()].concat();
     install(&command).map_err(asked)?;
     // Debian starts servers as it installs them; tests start their own.
-    for service in ["mosquitto", "nginx", "patroni", "postgresql", "redis-server", "etcd"] {
+    for service in
+        ["haproxy", "mosquitto", "nginx", "patroni", "postgresql", "redis-server", "etcd"]
+    {
         let _not_running = output("service", &[service, "stop"]);
     }
     Ok(())

@@ -85,8 +85,8 @@ fn deny() -> Result<(), Failure> {
 
 fn rust() -> Result<(), Failure> {
     // Their client, balancers with the module for streams, and what makes zones and cuts them off.
-    let beside =
-        ["mosquitto_sub", "nginx", "/usr/lib/nginx/modules/ngx_stream_module.so", "ip", "nft"];
+    let stream = "/usr/lib/nginx/modules/ngx_stream_module.so";
+    let beside = ["mosquitto_sub", "nginx", stream, "haproxy", "ip", "nft"];
     packages::ensure(&[packages::SERVERS, beside.as_slice()].concat())?;
     packages::ensure_cargo("nextest")?;
     run("cargo", ["nextest", "run", "--workspace", "--locked", "--no-fail-fast"])

@@ -26,7 +26,9 @@ export function messagesOf(line: LogLine): Record<string, Json>[] {
 /** One line about a log line. */
 export function summary(line: LogLine): string {
   const hex = text(line, 'frame.hex');
-  const bytes = `${hex.length / 2} bytes`;
+  // A frame that holds a password is not kept, only how long it was.
+  const masked = line['frame.masked'] === true;
+  const bytes = masked ? `${Number(line['frame.size'])} bytes, kept from the log for the password in them` : `${hex.length / 2} bytes`;
   switch (kindOf(line)) {
     case 'connected': return `Connected from ${text(line, 'peer') || 'somewhere'}`;
     case 'login': return `Identified as ${text(line, 'ident')}`;
@@ -75,6 +77,7 @@ export function hint(line: LogLine): string {
     case 'frame_too_large': return 'A frame is larger than the channel allows. Raise the limit in the channel’s settings if the device really sends that much.';
     case 'too_many_connections': return 'The channel is full. Raise its connection limit.';
     case 'rate_limited': return 'More bytes came than the channel’s rate limit allows.';
+    case 'registration_limited': return 'Too many devices registered themselves within a minute. It may try again; the limits are in the server’s configuration (gateway).';
     case 'tls_failed': return 'The TLS handshake failed: check the certificate, and that the device speaks TLS.';
     case 'storage_unavailable': return 'Messages could not be stored, so nothing was acknowledged. Check disk space under Settings › System.';
     default: return '';

@@ -12,7 +12,6 @@
 mod auth;
 mod backoff;
 mod manage;
-mod network;
 mod password;
 mod secret;
 mod session;
@@ -24,8 +23,8 @@ use fieldline_model::{AccountId, DeviceId, Event, EventKind, Scope, Timestamp, T
 use uuid::Uuid;
 
 pub use auth::{Auth, SignedIn};
+pub use fieldline_model::{Network, NetworkError};
 pub use manage::{Bootstrap, DEVICES_MAX, NewToken, NewUser, TOKENS_MAX, USERS_MAX};
-pub use network::{Network, NetworkError};
 pub use password::PASSWORD_CHARS;
 pub use session::{LINK_AGE_MICROS_MAX, SESSION_AGE_MICROS_MAX, SESSION_IDLE_MICROS, SESSIONS_MAX};
 

@@ -47,7 +47,7 @@ pub use registry::{
     Actor, Audit, AuditAction, Draft, Kind, Page, Record, Registry, RegistryError, RegistryExt,
 };
 pub use state::{
-    Changes, LastValue, LastValues, MemoryState, Presence, Session, State, StateError,
+    Changes, LastValue, LastValues, LostSession, MemoryState, Presence, Session, State, StateError,
 };
 pub use status::{Status, StatusChange, StatusFilter, StatusTable, StatusValue, StatusWatch};
 

@@ -59,6 +59,27 @@ impl Presence {
     }
 }
 
+/// A session that nobody tells the end of: the process that took it is gone, as far as the state knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostSession {
+    /// Whose device.
+    pub account: AccountId,
+    /// The device.
+    pub device: DeviceId,
+    /// Its connection.
+    pub connection: ConnectionId,
+    /// Orders it among the device's connections.
+    pub epoch: u64,
+    /// The node that held it.
+    pub node: String,
+    /// The process of that node.
+    pub process: String,
+    /// The address that it came from.
+    pub peer: String,
+    /// Whether another process has the node's name by now, so that the one that took it will not come back.
+    pub replaced: bool,
+}
+
 /// Why the state refused or could not be asked. A variant exists only where a caller acts differently.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -180,6 +201,45 @@ pub trait State: Send + Sync + 'static {
         epoch: u64,
         at: Timestamp,
     ) -> Result<bool, StateError>;
+
+    /// A page of the sessions whose process is gone, and where the next page begins; the first is at 0. One may come twice.
+    /// That a process is silent does not say that it is dead: ask the cluster too before saying so.
+    ///
+    /// None where sessions end with the process that holds the state.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Unavailable`], also until all processes have told of theirs after a loss of memory.
+    async fn lost_sessions(
+        &self,
+        _cursor: u64,
+    ) -> Result<(Vec<LostSession>, Option<u64>), StateError> {
+        Ok((Vec::new(), None))
+    }
+
+    /// Notes that a lost session is being ended since `at`. Returns the time that was noted first, so that who goes on
+    /// where another left off says the same; `None` if the device has another session, or this one's process is back.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Unavailable`].
+    async fn mark_lost(
+        &self,
+        _session: &LostSession,
+        _at: Timestamp,
+    ) -> Result<Option<Timestamp>, StateError> {
+        Ok(None)
+    }
+
+    /// Ends a lost session by raising the epoch above it, so that a process that was only cut off lets go of it. False, and
+    /// nothing done, where [`State::mark_lost`] would say `None`.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Unavailable`].
+    async fn end_lost(&self, _session: &LostSession, _at: Timestamp) -> Result<bool, StateError> {
+        Ok(false)
+    }
 
     /// Whether a device is connected. A connection of a node that died counts for a bounded time.
     ///

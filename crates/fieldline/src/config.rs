@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use fieldline_gateway::GatewayConfig;
 use fieldline_mqtt_bus::MqttBusConfig;
 use fieldline_redis::RedisConfig;
+use fieldline_runtime::Balancers;
 use fieldline_runtime::telemetry::LogConfig;
 use serde::Deserialize;
 
@@ -47,6 +48,8 @@ pub(crate) struct Config {
     pub(crate) mqtt: MqttConfig,
     /// Connections of devices.
     pub(crate) gateway: GatewayConfig,
+    /// The balancers before it.
+    pub(crate) balancers: Balancers,
     /// The message store.
     pub(crate) store: StoreConfig,
     /// Logs.
@@ -173,7 +176,18 @@ impl Config {
         let mut problems = Vec::new();
         {
             // Exhaustive on purpose: a new key does not compile until it is judged here.
-            let Self { http, mqtt, gateway, store, log, node, postgres, redis, mqtt_bus } = &self;
+            let Self {
+                http,
+                mqtt,
+                gateway,
+                balancers: _,
+                store,
+                log,
+                node,
+                postgres,
+                redis,
+                mqtt_bus,
+            } = &self;
             let HttpConfig { listen: http_listen, tls_certificate, tls_key, requests_per_s_max } =
                 http;
             let mut check = |holds: bool, problem: String| {

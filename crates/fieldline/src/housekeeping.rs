@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use fieldline_contracts::registry::typed;
 use fieldline_contracts::{Cluster, Kind, Page, Platform, Retention, cluster};
+use fieldline_gateway::Gateway;
 use fieldline_model::{Account, Timestamp};
 
 /// How often expired commands are looked for.
@@ -20,6 +21,31 @@ const STEADY_LOOKS: u32 = 6;
 /// Who holds it lets go of messages beyond retention.
 pub(crate) const RETENTION_KEY: &str = "retention";
 const DAY_MICROS: i64 = 24 * 3_600 * 1_000_000;
+
+/// Ends the sessions that the former run left open, once devices have had the time `wait` to be here again. `mark` is a file that
+/// keeps since when some may be open; this run began at `started`.
+pub(crate) async fn end_former_sessions(
+    gateway: Gateway,
+    mark: PathBuf,
+    started: Timestamp,
+    wait: Duration,
+) {
+    let since = read_mark(&mark).unwrap_or(Timestamp::MIN);
+    tokio::time::sleep(wait).await;
+    match gateway.end_former_sessions(since, started).await {
+        Ok(ended) => {
+            if ended > 0 {
+                tracing::info!(ended, "sessions that the former run left open were ended");
+            }
+            if let Err(error) = std::fs::write(&mark, started.to_string()) {
+                tracing::warn!(%error, "it cannot be noted that no former session is open");
+            }
+        }
+        Err(error) => {
+            tracing::warn!(%error, "sessions of the former run cannot be ended; the next start tries again");
+        }
+    }
+}
 
 /// Drops commands that have expired, for ever.
 pub(crate) async fn expire(platform: Platform) {

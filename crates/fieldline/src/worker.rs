@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use fieldline_auth::{Auth, Bootstrap};
 use fieldline_contracts::{ChannelControl, cluster};
-use fieldline_gateway::{Gateway, GatewayConfig};
+use fieldline_gateway::{Gateway, GatewayConfig, LostConfig};
 use fieldline_ingest::Ingest;
 use fieldline_mqtt::MqttConfig;
 use fieldline_rest::{RestConfig, RestListener, SystemInfo};
@@ -193,6 +193,7 @@ async fn serve(all: Serve<'_>) -> Result<(), Failure> {
         all;
     let platform = backends.platform.clone();
     let ingest = Ingest::new(platform.clone());
+    let run_began = platform.clock.now();
     backends.begin(&ingest).await?;
     let auth = Auth::new(Arc::clone(&platform.registry), Arc::clone(&platform.clock));
     let bootstrap = bootstrap(backends, &auth, admin_token).await?;
@@ -211,6 +212,7 @@ async fn serve(all: Serve<'_>) -> Result<(), Failure> {
     let gateway = roles.contains(&Role::Gateway).then(|| {
         let gateway_config = GatewayConfig {
             connections_max: config.gateway.connections_max.min(shares.gateway),
+            balancers: config.balancers.clone(),
             ..config.gateway.clone()
         };
         match backends.name_among_others() {
@@ -242,6 +244,7 @@ async fn serve(all: Serve<'_>) -> Result<(), Failure> {
         };
         let config = MqttConfig {
             connections_max: config.mqtt.connections_max.min(shares.mqtt),
+            balancers: config.balancers.clone(),
             ..MqttConfig::default()
         };
         running.start("mqtt", move |stop| async move {
@@ -280,6 +283,7 @@ async fn serve(all: Serve<'_>) -> Result<(), Failure> {
         };
         let config = RestConfig {
             requests_per_s_max: config.http.requests_per_s_max,
+            balancers: config.balancers.clone(),
             connections_max: RestConfig::default().connections_max.min(shares.http),
             ..RestConfig::default()
         };
@@ -292,6 +296,23 @@ async fn serve(all: Serve<'_>) -> Result<(), Failure> {
                 Err(error) => tracing::error!(%error, "the API could not run"),
             }
         })?;
+    }
+    if let Some(gateway) = &gateway {
+        match (backends.name_among_others(), data) {
+            (Some(node), _) => {
+                let (cluster, node) = (Arc::clone(&backends.cluster), node.to_owned());
+                let after = config.gateway.lost_after;
+                let patience = LostConfig { after, ..LostConfig::default() };
+                tokio::spawn(fieldline_gateway::run_lost(patience, cluster, node, ingest.clone()));
+            }
+            (None, Some(data)) => {
+                let mark = data.join("sessions_since");
+                let wait = config.gateway.lost_after;
+                let gateway = gateway.clone();
+                tokio::spawn(housekeeping::end_former_sessions(gateway, mark, run_began, wait));
+            }
+            (None, None) => {}
+        }
     }
     tokio::spawn(housekeeping::expire(platform.clone()));
     let mark = data.map(|data| data.join("retained_at"));

@@ -84,8 +84,8 @@ impl ChannelLive {
         true
     }
 
-    /// Takes a place among the channel's connections, and its address's if these are limited.
-    pub(crate) fn admit(&self, address: IpAddr, per_address_max: u32) -> Result<(), String> {
+    /// Takes a place among the channel's connections.
+    pub(crate) fn admit(&self) -> Result<(), String> {
         let max = self.settings.read().connections_max;
         let taken = self.count.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
             (count < max).then_some(count + 1)
@@ -93,16 +93,21 @@ impl ChannelLive {
         if taken.is_err() {
             return Err(format!("the channel holds {max} connections already"));
         }
-        if per_address_max > 0 {
-            let mut addresses = self.addresses.lock();
-            let count = addresses.entry(address).or_insert(0);
-            if *count >= per_address_max {
-                drop(addresses);
-                self.count.fetch_sub(1, Ordering::AcqRel);
-                return Err(format!("{address} has {per_address_max} connections already"));
-            }
-            *count += 1;
+        Ok(())
+    }
+
+    /// Takes a place among the connections of `address`, which are limited.
+    pub(crate) fn admit_address(
+        &self,
+        address: IpAddr,
+        per_address_max: u32,
+    ) -> Result<(), String> {
+        let mut addresses = self.addresses.lock();
+        let count = addresses.entry(address).or_insert(0);
+        if *count >= per_address_max {
+            return Err(format!("{address} has {per_address_max} connections already"));
         }
+        *count += 1;
         Ok(())
     }
 
@@ -110,11 +115,11 @@ impl ChannelLive {
         self.connections.lock().insert(connection.id, connection);
     }
 
-    /// Gives a place back that `admit` took.
-    pub(crate) fn remove(&self, id: ConnectionId, address: IpAddr, per_address_max: u32) {
+    /// Gives a place back that `admit` took, and that of an address.
+    pub(crate) fn remove(&self, id: ConnectionId, address: Option<IpAddr>) {
         self.connections.lock().remove(&id);
         self.count.fetch_sub(1, Ordering::AcqRel);
-        if per_address_max > 0 {
+        if let Some(address) = address {
             let mut addresses = self.addresses.lock();
             if let Some(count) = addresses.get_mut(&address) {
                 *count -= 1;

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use fieldline_runtime::Balancers;
 use serde::Deserialize;
 
 /// `[gateway]`: what holds for all channels.
@@ -19,6 +20,12 @@ pub struct GatewayConfig {
     /// Most connections from one address; 0 sets no limit, since mobile
     /// operators put whole fleets behind one address.
     pub connections_per_address_max: u32,
+    /// Most devices that may register themselves in a minute from one address (from one network of 64 bits, of IPv6); 0 sets
+    /// no limit. Each node counts for itself. Mobile operators put whole fleets behind one address: its new devices come in
+    /// within minutes, since a refused one tries again. Balancers that are listed do not count as addresses.
+    pub address_registrations_per_min_max: u32,
+    /// Most devices that may register themselves in a minute on one channel; 0 sets no limit.
+    pub channel_registrations_per_min_max: u32,
     /// Time a connection has to identify its device. At least 1 ms, as all times here.
     #[serde(with = "humantime_serde")]
     pub login_timeout: Duration,
@@ -37,6 +44,13 @@ pub struct GatewayConfig {
     /// Wait before a channel that could not listen is tried again.
     #[serde(with = "humantime_serde")]
     pub listen_retry_delay: Duration,
+    /// How long a node has to be gone before the devices that it held, and that did not connect elsewhere, are told offline.
+    /// Where there is but one: how long after its start, if the run before was killed.
+    #[serde(with = "humantime_serde")]
+    pub lost_after: Duration,
+    /// Who may say on whose behalf they connect: not of this section, but `[balancers]` of the whole program.
+    #[serde(skip)]
+    pub balancers: Balancers,
 }
 
 impl Default for GatewayConfig {
@@ -46,12 +60,16 @@ impl Default for GatewayConfig {
             listen_address: None,
             connections_max: 100_000,
             connections_per_address_max: 0,
+            address_registrations_per_min_max: 1_000,
+            channel_registrations_per_min_max: 5_000,
             login_timeout: Duration::from_secs(30),
             frame_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(30),
             answer_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(10),
             listen_retry_delay: Duration::from_secs(5),
+            lost_after: Duration::from_secs(30),
+            balancers: Balancers::default(),
         }
     }
 }
@@ -82,12 +100,16 @@ impl GatewayConfig {
             listen_address: _,
             connections_max,
             connections_per_address_max: _,
+            address_registrations_per_min_max: _,
+            channel_registrations_per_min_max: _,
             login_timeout,
             frame_timeout,
             write_timeout,
             answer_timeout,
             drain_timeout: _,
             listen_retry_delay,
+            lost_after,
+            balancers: _,
         } = &self;
         let mut errors = Vec::new();
         if *event_loops > Self::EVENT_LOOPS_MAX {
@@ -104,6 +126,7 @@ impl GatewayConfig {
             ("write_timeout", write_timeout),
             ("answer_timeout", answer_timeout),
             ("listen_retry_delay", listen_retry_delay),
+            ("lost_after", lost_after),
         ] {
             if value.is_zero() {
                 errors.push(ConfigError { key, problem: "longer than nothing".to_owned() });

@@ -37,6 +37,8 @@ names! {
     ident = "ident",
     hex = "frame.hex",
     cut = "frame.cut",
+    masked = "frame.masked",
+    size = "frame.size",
     messages = "messages",
     messages_cut = "messages.cut",
     class = "error.class",
@@ -129,6 +131,15 @@ impl Line {
         }
     }
 
+    /// What a device sent; only how much it is, where a password is in it.
+    pub(crate) fn received(self, bytes: &[u8], secret: bool) -> Self {
+        if !secret {
+            return self.bytes(bytes);
+        }
+        let size = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
+        self.with(&NAMES.masked, true).with(&NAMES.size, size)
+    }
+
     pub(crate) fn frame_error(self, error: &FrameError) -> Self {
         let offset = i64::try_from(error.offset).unwrap_or(i64::MAX);
         self.with(&NAMES.class, &*error.class)
@@ -184,6 +195,8 @@ fn message_json(message: &Decoded) -> serde_json::Value {
 /// One frame and what it says, made into a line away from the event loop.
 pub(crate) struct FrameLine {
     pub(crate) bytes: Bytes,
+    /// Whether the bytes hold a password.
+    pub(crate) secret: bool,
     pub(crate) messages: Vec<Decoded>,
     pub(crate) error: Option<FrameError>,
     pub(crate) suppressed: u64,
@@ -205,7 +218,7 @@ pub(crate) fn log_frame(
         let mut line = Line::new(kind)
             .connection(&connection)
             .way(&connection)
-            .bytes(&frame.bytes)
+            .received(&frame.bytes, frame.secret)
             .messages(&frame.messages)
             .suppressed(frame.suppressed);
         if let Some(error) = &frame.error {

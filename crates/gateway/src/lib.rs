@@ -8,7 +8,8 @@
 //!
 //! Several nodes may have the channels of one registry. A device is held by one
 //! connection at a time, wherever that is: `presence.rs` says which, and
-//! `elsewhere.rs` closes the others.
+//! `elsewhere.rs` closes the others, and `lost.rs` tells the end of those
+//! whose node is gone.
 //!
 //! It knows no protocol by name and makes no policy: limits and timeouts are
 //! settings of the channel or of [`GatewayConfig`]. Start reading at [`run`],
@@ -22,9 +23,11 @@ mod control;
 mod drain;
 mod elsewhere;
 mod event_loop;
+mod former;
 mod journal;
 mod limit;
 mod listen;
+mod lost;
 mod presence;
 mod programs;
 mod shared;
@@ -43,6 +46,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 pub use config::{ConfigError, GatewayConfig};
+pub use former::FormerError;
+pub use lost::{LOST_KEY, LostConfig, run as run_lost};
 
 use elsewhere::Elsewhere;
 use event_loop::EventLoops;

@@ -2,7 +2,7 @@
 //! connection does with a device: identify it, take what it says.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -14,6 +14,7 @@ use fieldline_model::{
     AccountId, ChannelId, CloseCode, Command, CommandId, ConnectionId, Device, EventKind, Timestamp,
 };
 use fieldline_pvm::{CommandAnswer, Frame, Options, Program, Session};
+use fieldline_runtime::balancers::HeaderError;
 use metrics::{Counter, Gauge};
 use parking_lot::RwLock;
 use tokio::time::Instant;
@@ -23,7 +24,7 @@ use crate::channel::ChannelLive;
 use crate::config::GatewayConfig;
 use crate::connection::{Connection, Directory};
 use crate::journal::{self, FrameLine, Line};
-use crate::limit::{LineLimit, RefusalLimit};
+use crate::limit::{LineLimit, RefusalLimit, Registrations};
 use crate::programs::Programs;
 
 /// Lines of frames that one device may log in a burst, and a second in the long run: a black box
@@ -117,6 +118,7 @@ pub(crate) struct Shared {
     pub(crate) drain: OnceLock<Instant>,
     /// The limit on the operator's log lines about what could not be stored or looked up.
     pub(crate) failures: RefusalLimit,
+    registrations: Registrations,
     total: AtomicUsize,
     /// The epoch of the connection that takes a device next.
     pub(crate) epochs: AtomicU64,
@@ -127,13 +129,28 @@ pub(crate) struct Place {
     shared: Arc<Shared>,
     channel: Arc<ChannelLive>,
     id: ConnectionId,
-    address: IpAddr,
+    /// The address that it counts for, if connections are counted by address.
+    address: Option<IpAddr>,
+}
+
+impl Place {
+    /// Counts the connection for the address of its peer, unless that is a balancer, which stands for many.
+    pub(crate) fn count(&mut self, peer: SocketAddr) -> Result<(), End> {
+        let config = &self.shared.config;
+        let max = config.connections_per_address_max;
+        if max == 0 || self.address.is_some() || config.balancers.lists(peer.ip()) {
+            return Ok(());
+        }
+        let admitted = self.channel.admit_address(peer.ip(), max);
+        admitted.map_err(|text| End::new(CloseCode::TooManyConnections, text))?;
+        self.address = Some(peer.ip());
+        Ok(())
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let per_address = self.shared.config.connections_per_address_max;
-        self.channel.remove(self.id, self.address, per_address);
+        self.channel.remove(self.id, self.address);
         self.shared.total.fetch_sub(1, Ordering::AcqRel);
         self.shared.metrics.connections.decrement(1.0);
     }
@@ -154,6 +171,7 @@ impl Shared {
             node,
             drain: OnceLock::new(),
             failures: RefusalLimit::of(1.0),
+            registrations: Registrations::default(),
             total: AtomicUsize::new(0),
             epochs: AtomicU64::new(first),
         }
@@ -185,16 +203,29 @@ impl Shared {
         if taken.is_err() {
             return Err(full(format!("the gateway holds {max} connections already")));
         }
-        let address = connection.peer().ip();
-        if let Err(text) = channel.admit(address, self.config.connections_per_address_max) {
+        if let Err(text) = channel.admit() {
             self.total.fetch_sub(1, Ordering::AcqRel);
             return Err(full(text));
         }
         self.metrics.opened.increment(1);
         self.metrics.connections.increment(1.0);
         channel.add(Arc::clone(connection));
-        let (shared, channel) = (Arc::clone(self), Arc::clone(channel));
-        Ok(Place { shared, channel, id: connection.id, address })
+        let (shared, of) = (Arc::clone(self), Arc::clone(channel));
+        // Refused by its address, it gives the rest back.
+        let mut place = Place { shared, channel: of, id: connection.id, address: None };
+        place.count(connection.peer())?;
+        Ok(place)
+    }
+
+    /// The end of a connection whose balancer did not say whose it is.
+    pub(crate) fn unnamed(error: &HeaderError) -> End {
+        let code = match error {
+            HeaderError::Missing(_) | HeaderError::Malformed(..) => CloseCode::WrongProtocol,
+            HeaderError::Late(_) => CloseCode::LoginTimeout,
+            HeaderError::Closed => CloseCode::DeviceClosed,
+            HeaderError::Network(_) => CloseCode::NetworkError,
+        };
+        End::new(code, error.to_string())
     }
 
     /// A session for a connection or datagram of `channel`.
@@ -207,17 +238,29 @@ impl Shared {
         Session::new(program, options)
     }
 
-    /// The device that calls itself `ident`, if it is let in.
+    fn unreachable(&self, error: &RegistryError) -> End {
+        self.unavailable(error, "devices cannot be looked up now; it is to try again")
+    }
+
+    /// Whether a device would have to register itself by `ident`, and may.
+    pub(crate) async fn is_new(&self, channel: &ChannelLive, ident: &str) -> Result<bool, End> {
+        if !channel.settings().auto_register {
+            return Ok(false);
+        }
+        let known = self.ingest.device_by_ident(channel.account, ident).await;
+        Ok(known.map_err(|error| self.unreachable(&error))?.is_none())
+    }
+
+    /// The device that calls itself `ident` at `peer`, if it is let in.
     pub(crate) async fn identify(
         &self,
         channel: &ChannelLive,
         ident: &str,
         password: Option<&str>,
+        peer: SocketAddr,
     ) -> Result<Arc<Device>, End> {
         let account = channel.account;
-        let unavailable = |error: RegistryError| {
-            self.unavailable(&error, "devices cannot be looked up now; it is to try again")
-        };
+        let unavailable = |error: RegistryError| self.unreachable(&error);
         let known = self.ingest.device_by_ident(account, ident).await.map_err(unavailable)?;
         let device = match known {
             Some(device) => device,
@@ -227,9 +270,14 @@ impl Shared {
                     let text = "register the device, or let the channel register devices by itself";
                     return Err(End::new(CloseCode::UnknownDevice, text));
                 }
+                let limited = self.registrations.refuse(&self.config, channel.id, peer.ip());
+                if let Some((limit, text)) = limited {
+                    return Err(limited_end(limit, text));
+                }
                 let registered = self.ingest.register(&settings, ident).await;
                 registered.map_err(|error| match error {
                     RegisterError::Registry(error) => unavailable(error),
+                    RegisterError::TooMany => limited_end("account", error.to_string()),
                     refused => End::new(CloseCode::UnknownDevice, refused.to_string()),
                 })?
             }
@@ -308,7 +356,7 @@ impl Shared {
         let line = Line::new("error")
             .connection(connection)
             .peer(connection.peer())
-            .bytes(frame.bytes.get(..1_024).unwrap_or(&frame.bytes))
+            .received(frame.bytes.get(..1_024).unwrap_or(&frame.bytes), frame.secret)
             .frame_error(error)
             .suppressed(suppressed);
         journal::log_channel(&self.ingest, &*self.platform().clock, channel, line);
@@ -336,6 +384,7 @@ impl Shared {
             if let Some(suppressed) = lines.allow(self) {
                 let line = FrameLine {
                     bytes: frame.bytes,
+                    secret: frame.secret,
                     messages: frame.messages.clone(),
                     error: frame.error,
                     suppressed,
@@ -419,6 +468,13 @@ impl Shared {
         let commands = &self.platform().commands;
         commands.report(device.account, connection.id, command, outcome).await;
     }
+}
+
+/// The end of a device that may not register itself yet.
+fn limited_end(limit: &'static str, text: String) -> End {
+    metrics::counter!("fieldline_gateway_registrations_refused_total", "limit" => limit)
+        .increment(1);
+    End::new(CloseCode::RegistrationLimited, text)
 }
 
 /// The password that a device has to give, if its settings have one.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use fieldline_contracts::{Dispatch, Outcome, SessionHandle};
 use fieldline_model::{CloseCode, Device, Timestamp};
 use fieldline_pvm::{Frame, Session, Step};
+use fieldline_runtime::balancers::Header;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -46,11 +47,18 @@ thread_local! {
 pub(crate) async fn run(
     shared: Arc<Shared>,
     channel: Arc<ChannelLive>,
-    stream: TcpStream,
+    mut stream: TcpStream,
     connection: Arc<Connection>,
-    place: Place,
+    mut place: Place,
 ) {
     let started = Instant::now();
+    if shared.config.balancers.lists(connection.peer().ip())
+        && let Err(end) = name_peer(&shared, &mut stream, &connection, &mut place).await
+    {
+        shared.metrics.closed(end.code);
+        shared.refused(&channel, &connection, None, &end);
+        return;
+    }
     let deadline = started + shared.config.login_timeout;
     let mut first = [0; 1];
     let silent = loop {
@@ -79,6 +87,24 @@ pub(crate) async fn run(
         None => Box::pin(begin(shared, channel, stream, connection, started)).await,
     }
     drop(place);
+}
+
+/// Asks the balancer that the connection came by whose it is.
+async fn name_peer(
+    shared: &Shared,
+    stream: &mut TcpStream,
+    connection: &Connection,
+    place: &mut Place,
+) -> Result<(), End> {
+    let peer = connection.peer();
+    let named = tokio::select! {
+        () = connection.asked() => {
+            return Err(End::new(connection.closing().unwrap_or(CloseCode::InternalError), ""));
+        }
+        named = shared.config.balancers.peer(stream, peer, Header::Required) => named,
+    };
+    connection.set_peer(named.map_err(|error| Shared::unnamed(&error))?);
+    place.count(connection.peer())
 }
 
 async fn begin(
@@ -429,7 +455,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Serving<S> {
     }
 
     async fn login(&mut self, ident: &str, password: Option<&str>) -> Option<End> {
-        match self.shared.identify(&self.channel, ident, password).await {
+        match self.shared.identify(&self.channel, ident, password, self.connection.peer()).await {
             Ok(device) => {
                 let same = self.device.as_ref().is_some_and(|known| known.id == device.id);
                 if !same {

@@ -1,6 +1,7 @@
 //! Devices over UDP: each datagram is a session of its own; a device heard of
 //! within the idle timeout counts as connected.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -127,6 +128,12 @@ struct Worker {
     waiting_bytes: Arc<AtomicUsize>,
 }
 
+/// A device that nobody knows yet, as it calls itself.
+struct New {
+    ident: String,
+    password: Option<String>,
+}
+
 /// What one device said in a batch of datagrams.
 struct Group {
     udp: Arc<UdpDevice>,
@@ -162,19 +169,25 @@ impl Worker {
         session.end_of_input();
         let mut current: Option<(Arc<UdpDevice>, Arc<Device>)> = None;
         let mut refused = false;
+        let mut new: Option<New> = None;
         loop {
             match session.step(now) {
                 Step::NeedMore => return,
                 Step::Login { ident, password } => {
+                    // One that would register itself has to say something first: anybody can name an ident.
+                    if let Ok(true) = shared.is_new(channel, &ident).await {
+                        session.login_accepted(&BTreeMap::new());
+                        (new, current) = (Some(New { ident, password }), None);
+                        continue;
+                    }
+                    new = None;
                     match self.hear(&ident, password.as_deref(), peer, bytes.len(), now).await {
                         Ok(device) => {
                             session.login_accepted(&device.1.settings);
                             current = Some(device);
                         }
                         Err(end) => {
-                            let connection = self.stranger(peer, now);
-                            shared.metrics.closed(end.code);
-                            shared.refused(channel, &connection, Some(&ident), &end);
+                            self.refuse(&ident, &end, peer, now);
                             // Silence where it may yet be let in, and for what is too much.
                             let known = matches!(
                                 end.code,
@@ -190,6 +203,13 @@ impl Worker {
                 }
                 Step::Frame(frame) => {
                     let close = frame.close.is_some();
+                    let speaks = frame.error.is_none() && !frame.messages.is_empty();
+                    if speaks && let Some(New { ident, password }) = new.take() {
+                        match self.hear(&ident, password.as_deref(), peer, bytes.len(), now).await {
+                            Ok(device) => current = Some(device),
+                            Err(end) => return self.refuse(&ident, &end, peer, now),
+                        }
+                    }
                     match &current {
                         Some((udp, device)) => add(groups, udp, device, frame, peer),
                         None => self.stray(frame, peer, refused, now).await,
@@ -202,6 +222,13 @@ impl Worker {
         }
     }
 
+    /// Notes that the device of a datagram was not let in.
+    fn refuse(&self, ident: &str, end: &End, peer: SocketAddr, now: Timestamp) {
+        let connection = self.stranger(peer, now);
+        self.shared.metrics.closed(end.code);
+        self.shared.refused(&self.channel, &connection, Some(ident), end);
+    }
+
     /// A connection for the log of a peer that is no device's.
     fn stranger(&self, peer: SocketAddr, now: Timestamp) -> Connection {
         Connection::new(self.shared.fresh_id(now), self.channel.settings(), peer, now)
@@ -210,6 +237,9 @@ impl Worker {
     /// A frame of an unknown device: logged if it is wrong, answered only with a refusal.
     async fn stray(&self, frame: Frame, peer: SocketAddr, refused: bool, now: Timestamp) {
         self.shared.metrics.frames.increment(1);
+        if !refused && frame.error.is_none() {
+            self.shared.metrics.datagram_dropped("unregistered");
+        }
         if frame.error.is_some() {
             self.shared.metrics.frame_errors.increment(1);
             let connection = self.stranger(peer, now);
@@ -237,7 +267,7 @@ impl Worker {
         at: Timestamp,
     ) -> Result<(Arc<UdpDevice>, Arc<Device>), End> {
         let (shared, channel) = (&self.shared, &self.channel);
-        let device = shared.identify(channel, ident, password).await?;
+        let device = shared.identify(channel, ident, password, peer).await?;
         if channel.stop.is_cancelled() {
             // What waited for a worker meanwhile is sent again, to whoever listens then.
             return Err(End::new(CloseCode::ChannelChanged, ""));

@@ -247,6 +247,28 @@ fn log_item(lines: Vec<Stored>) -> Option<(AccountId, BusItem)> {
     Some((series.account, item))
 }
 
+/// Stores an event and its lines, past the queue, and publishes them if the event is new.
+pub(crate) async fn store_now(
+    history: &dyn History,
+    bus: &dyn Bus,
+    lines: Vec<Accepted>,
+    event: Event,
+) -> Result<bool, HistoryError> {
+    let mut batch = lines;
+    batch.push(event_record(&event));
+    let receipts = append_patiently(history, &batch, RETRY_DELAY).await?;
+    batch.pop();
+    if receipts.last().is_some_and(|receipt| receipt.duplicate) {
+        return Ok(false);
+    }
+    let lines = batch.into_iter().zip(receipts).map(|(line, receipt)| line.stored(receipt));
+    let mut items: Vec<BusItem> = lines.filter_map(|line| Some(log_item(vec![line])?.1)).collect();
+    let account = event.account;
+    items.push(BusItem::Event(Arc::new(event)));
+    bus.publish(account, items).await;
+    Ok(true)
+}
+
 /// The stored form of an event: `event.id`, `event.kind`, `event.object`, then its own parameters.
 fn event_record(event: &Event) -> Accepted {
     let head = own_params([

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldline_contracts::registry::RegistryExt;
-use fieldline_contracts::{Actor, BusItem, Platform, RegistryError};
+use fieldline_contracts::{Actor, BusItem, HistoryError, Platform, RegistryError};
 use fieldline_model::{
     Accepted, AccountId, Channel, Device, DeviceId, Event, EventId, EventKind, ParamName, Params,
     Schema, Timestamp, Value,
@@ -187,6 +187,23 @@ impl Ingest {
     /// in `fieldline_ingest_events_dropped_total`, if the queue is full.
     pub fn event_soon(&self, event: Event) {
         self.inner.journal.event_soon(event);
+    }
+
+    /// Stores an event, with log lines that belong to it, and tells of them; on return they are durable. False if the event
+    /// was stored already: then nobody is told again.
+    ///
+    /// Not cancel-safe, as [`fieldline_contracts::History::append`].
+    ///
+    /// # Errors
+    ///
+    /// See [`HistoryError`]: it is not stored for sure.
+    pub async fn event_stored(
+        &self,
+        lines: Vec<Accepted>,
+        event: Event,
+    ) -> Result<bool, HistoryError> {
+        let Platform { history, bus, .. } = &self.inner.platform;
+        journal::store_now(&**history, &**bus, lines, event).await
     }
 
     /// A fresh event about `object`, now.

@@ -83,6 +83,10 @@ close_codes! {
     NetworkError = 21, "network_error";
     /// An operator closed it.
     ClosedByOperator = 22, "closed_by_operator";
+    /// More devices than may in a minute wanted to register themselves, from one address or on one channel.
+    RegistrationLimited = 23, "registration_limited";
+    /// The node that held the connection is gone; when and how it ended is not known.
+    NodeLost = 24, "node_lost";
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ pub mod command;
 pub mod dictionary;
 pub mod event;
 pub mod id;
+pub mod network;
 pub mod object;
 pub mod param;
 pub mod placement;
@@ -23,6 +24,7 @@ pub use event::{Event, EventKind};
 pub use id::{
     AccountId, ChannelId, CommandId, ConnectionId, DeviceId, EventId, ProtocolId, TokenId, UserId,
 };
+pub use network::{Network, NetworkError};
 pub use object::{Account, Channel, Device, Protocol, Scope, Token, Transport, User};
 pub use param::{ParamKind, ParamName, ParamSpec, Params, Schema};
 pub use placement::Epoch;

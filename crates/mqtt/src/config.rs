@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use fieldline_runtime::Balancers;
+
 /// Settings of the broker. [`MqttConfig::default`] is meant for production.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MqttConfig {
@@ -50,6 +52,8 @@ pub struct MqttConfig {
     pub answers_max: usize,
     /// How long clients are given to take what is queued at shutdown.
     pub drain_timeout: Duration,
+    /// Who may say on whose behalf they connect: these begin each connection with a PROXY header.
+    pub balancers: Balancers,
 }
 
 impl Default for MqttConfig {
@@ -74,6 +78,7 @@ impl Default for MqttConfig {
             retained_bytes_max: 8 << 20,
             answers_max: 1_000,
             drain_timeout: Duration::from_secs(5),
+            balancers: Balancers::default(),
         }
     }
 }
@@ -119,6 +124,7 @@ impl MqttConfig {
             retained_bytes_max: _,
             answers_max: _,
             drain_timeout: _,
+            balancers: _,
         } = &self;
         let mut errors = Vec::new();
         let mut check = |fits: bool, name, found: String, expected| {

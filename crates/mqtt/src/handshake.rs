@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use fieldline_auth::{AuthError, Identity};
 use fieldline_model::ConnectionId;
+use fieldline_runtime::balancers::Header;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -106,10 +107,17 @@ impl Refused {
 /// refused, which is counted and logged here.
 pub(crate) async fn handshake(
     shared: &Arc<Shared>,
-    stream: TcpStream,
+    mut stream: TcpStream,
     peer: SocketAddr,
     acceptor: Option<Acceptor>,
 ) -> Option<(Session, Stream)> {
+    let peer = match shared.config.balancers.peer(&mut stream, peer, Header::Required).await {
+        Ok(peer) => peer,
+        Err(error) => {
+            refuse(None, peer, Refused::silent("proxy_header", error.to_string())).await;
+            return None;
+        }
+    };
     let timeout = shared.config.connect_timeout;
     let opened = tokio::time::timeout(timeout, open(shared, stream, acceptor)).await;
     let (stream, input, connect) = match opened {

@@ -19,8 +19,8 @@
 //! `link` and the packet numbers of `inflight`, both made to be kept longer.
 //!
 //! Start reading at [`run`], then `session.rs`. It may import
-//! `fieldline-contracts`, `fieldline-ingest`, `fieldline-auth` and
-//! `fieldline-model`.
+//! `fieldline-contracts`, `fieldline-ingest`, `fieldline-auth`,
+//! `fieldline-model` and `fieldline-runtime`.
 
 pub mod codec;
 mod config;

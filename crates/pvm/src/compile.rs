@@ -66,6 +66,7 @@ pub(crate) fn compile(source: &str, file: &File, findings: &mut Vec<Finding>) ->
         line: 0,
         full: false,
         in_command: false,
+        takes_password: false,
     };
     compiler.file(file);
     compiler.program
@@ -104,6 +105,8 @@ struct Compiler<'a, 'f> {
     line: u32,
     full: bool,
     in_command: bool,
+    /// Whether the present rule reads a password.
+    takes_password: bool,
 }
 
 impl<'a> Compiler<'a, '_> {
@@ -486,6 +489,7 @@ impl<'a> Compiler<'a, '_> {
         (self.next, self.most) = (0, 0);
         self.loops.clear();
         self.blocks.clear();
+        self.takes_password = false;
         self.in_command = source.name.starts_with("command ");
         self.referenced.clear();
         for define in self.defines.values() {
@@ -510,8 +514,9 @@ impl<'a> Compiler<'a, '_> {
                 rule.registers = rule.registers.max(registers);
             }
         } else {
-            let name = Arc::clone(&source.name);
-            self.program.rules.push(Rule { name, start_plain: start, start_traced: 0, registers });
+            let (name, secret) = (Arc::clone(&source.name), self.takes_password);
+            let (start_plain, start_traced) = (start, 0);
+            self.program.rules.push(Rule { name, start_plain, start_traced, registers, secret });
         }
     }
 

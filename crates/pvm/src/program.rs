@@ -132,6 +132,8 @@ pub(crate) struct Rule {
     pub(crate) start_traced: u32,
     /// Registers that it uses, arguments of its calls not counted.
     pub(crate) registers: u16,
+    /// Whether it reads a password.
+    pub(crate) secret: bool,
 }
 
 /// A class of errors.
@@ -269,12 +271,11 @@ impl Program {
     }
 
     /// The rule that instruction `pc` belongs to.
-    pub(crate) fn rule_at(&self, pc: usize, traced: bool) -> Arc<str> {
+    pub(crate) fn rule_at(&self, pc: usize, traced: bool) -> Option<&Rule> {
         let start = |rule: &Rule| {
             let start = if traced { rule.start_traced } else { rule.start_plain };
             usize::try_from(start).unwrap_or(usize::MAX)
         };
-        let rule = self.rules.iter().filter(|r| start(r) <= pc).max_by_key(|r| start(r));
-        rule.map_or_else(|| "?".into(), |rule| Arc::clone(&rule.name))
+        self.rules.iter().filter(|r| start(r) <= pc).max_by_key(|r| start(r))
     }
 }

@@ -156,6 +156,8 @@ pub struct Frame {
     pub error: Option<FrameError>,
     /// Whether the protocol ends the connection here, and why.
     pub close: Option<CloseCode>,
+    /// Whether the bytes hold a password, or may since something was wrong where one is read: not to be kept raw.
+    pub secret: bool,
 }
 
 /// A command as bytes.
@@ -344,6 +346,7 @@ impl Session {
                     },
                     error: machine.error.take(),
                     close: machine.close,
+                    secret: machine.secret,
                 };
                 self.hints = (frame.messages.len(), machine.params_hint());
                 self.finish(length);

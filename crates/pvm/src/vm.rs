@@ -149,6 +149,8 @@ pub(crate) struct Machine {
     pub(crate) error: Option<FrameError>,
     pub(crate) close: Option<CloseCode>,
     pub(crate) expects: bool,
+    /// Whether the frame holds a password, or may.
+    pub(crate) secret: bool,
 }
 
 impl Machine {
@@ -186,6 +188,7 @@ impl Machine {
             error: None,
             close: None,
             expects: false,
+            secret: false,
         };
         machine.enter(program, rule, traced, 0);
         machine
@@ -207,6 +210,7 @@ impl Machine {
         self.derived_bytes = 0;
         (self.searched, self.steps) = (0, 0);
         (self.failed, self.open, self.expects) = (false, false, false);
+        self.secret = false;
         self.message = Decoded::default();
         self.params_hint = hints.1;
         (self.message_bytes, self.output_bytes) = (0, 0);

@@ -57,6 +57,16 @@ impl Keys {
         format!("{}:a:{account}:p:{device}", self.prefix)
     }
 
+    /// Matches the keys of presence of all devices.
+    pub(crate) fn presences(&self) -> String {
+        format!("{}:a:*:p:*", self.prefix)
+    }
+
+    /// The account and device of a key of presence.
+    pub(crate) fn presence_of(&self, key: &str) -> Option<(AccountId, DeviceId)> {
+        crate::lost::of_key(&self.prefix, key)
+    }
+
     pub(crate) fn status(&self, account: AccountId, key: &str) -> String {
         format!("{}:a:{account}:s:{key}", self.prefix)
     }

@@ -16,6 +16,7 @@
 //! - A memory belongs to the process that it began in. One that was started again with what a file had, or
 //!   a replica that took over, may lack the last that was written: to it everything is told anew, and last
 //!   values are read from history, as after a loss.
+//! - The end of a dead node's connections is told by whoever asks for them (`lost.rs`).
 //! - A node that ends without a word may have kept something that nobody else knows: last values
 //!   are mended from history then, while they are read.
 //!
@@ -31,6 +32,7 @@ mod encoding;
 mod examine;
 mod inner;
 mod keys;
+mod lost;
 mod monitor;
 mod resync;
 mod scripts;

@@ -38,6 +38,9 @@ pub(crate) struct Scripts {
     pub(crate) lock: Script,
     pub(crate) wipe: Script,
     pub(crate) finish: Script,
+    pub(crate) lost_look: Script,
+    pub(crate) lost_mark: Script,
+    pub(crate) lost_end: Script,
 }
 
 /// KEYS: device, marker. ARGV: generation (empty: the marker's, `-`: leave it), seen, bytes_max,
@@ -109,6 +112,7 @@ const CONNECTED: &str = r"
 local now = redis.call('HMGET', KEYS[1], 'e', 'c')
 if now[1] and (now[1] > ARGV[2] or (now[1] == ARGV[2] and now[2] ~= ARGV[1])) then return 0 end
 redis.call('HSET', KEYS[1], 'c', ARGV[1], 'e', ARGV[2], 'n', ARGV[3], 'i', ARGV[4], 'p', ARGV[5], 't', ARGV[6])
+redis.call('HDEL', KEYS[1], 'l')
 return 1
 ";
 
@@ -127,6 +131,38 @@ const PRESENCE: &str = r"
 local now = redis.call('HMGET', KEYS[1], 'c', 'e', 'n', 'p', 't', 'i')
 if now[1] and (not now[3] or redis.call('GET', ARGV[1] .. now[3]) ~= now[6]) then now[1] = false end
 return {redis.call('GET', KEYS[3]), redis.call('HGET', KEYS[2], '\0s'), now[1], now[2], now[3], now[4], now[5]}
+";
+
+/// KEYS: presence. ARGV: prefix of nodes' keys. What is known of a session whose process does not speak up, and whether
+/// another has its name; nothing of one that lives.
+const LOST_LOOK: &str = r"
+local now = redis.call('HMGET', KEYS[1], 'c', 'e', 'n', 'i', 'p')
+if not (now[1] and now[2] and now[3] and now[4]) then return {} end
+local process = redis.call('GET', ARGV[1] .. now[3])
+if process == now[4] then return {} end
+return {now[1], now[2], now[3], now[4], now[5] or '', process and '1' or '0'}
+";
+
+/// Whether the session ARGV[2] of epoch ARGV[3] is still the device's, and lost, in Lua.
+const LOST_STILL: &str = r"
+local now = redis.call('HMGET', KEYS[1], 'c', 'e', 'n', 'i', 'l')
+local still = now[1] == ARGV[2] and now[2] == ARGV[3] and now[3] and redis.call('GET', ARGV[1] .. now[3]) ~= now[4]
+";
+
+/// KEYS: presence. ARGV: prefix of nodes' keys, connection, epoch, at. When it was first found lost; empty if it is not.
+const LOST_MARK: &str = r"
+if not still then return '' end
+if now[5] then return now[5] end
+redis.call('HSET', KEYS[1], 'l', ARGV[4])
+return ARGV[4]
+";
+
+/// KEYS: presence. ARGV: prefix of nodes' keys, connection, epoch, the next epoch, at. 1 if it ended by this.
+const LOST_END: &str = r"
+if not still then return 0 end
+redis.call('HDEL', KEYS[1], 'c', 'l')
+redis.call('HSET', KEYS[1], 'e', ARGV[4], 't', ARGV[5])
+return 1
 ";
 
 /// The next version of a status, in Lua: it starts at the server's microseconds, so that it is
@@ -283,10 +319,13 @@ impl Scripts {
             lock: Script::new(LOCK),
             wipe: Script::new(WIPE),
             finish: Script::new(FINISH),
+            lost_look: Script::new(LOST_LOOK),
+            lost_mark: Script::new(&format!("{LOST_STILL}{LOST_MARK}")),
+            lost_end: Script::new(&format!("{LOST_STILL}{LOST_END}")),
         }
     }
 
-    pub(crate) fn all(&self) -> [&Script; 14] {
+    pub(crate) fn all(&self) -> [&Script; 17] {
         [
             &self.apply,
             &self.connected,
@@ -302,6 +341,9 @@ impl Scripts {
             &self.lock,
             &self.wipe,
             &self.finish,
+            &self.lost_look,
+            &self.lost_mark,
+            &self.lost_end,
         ]
     }
 }

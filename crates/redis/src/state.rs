@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use fieldline_contracts::status::{STATUS_BYTES_MAX, STATUS_KEYS_MAX};
 use fieldline_contracts::status::{check_status_bytes, check_status_keys, check_status_name};
 use fieldline_contracts::{
-    Changes, LastValue, LastValues, Presence, State, StateError, Status, StatusFilter, StatusTable,
-    StatusWatch,
+    Changes, LastValue, LastValues, LostSession, Presence, State, StateError, Status, StatusFilter,
+    StatusTable, StatusWatch,
 };
 use fieldline_model::{AccountId, ConnectionId, DeviceId, ParamName, Stored, Timestamp, Value};
 use redis::{Cmd, FromRedisValue, Value as Answer};
@@ -275,6 +275,25 @@ impl State for RedisState {
         let peer = String::new();
         let held = Held { connection, epoch, peer, at, ended_at: Some(at), told: false };
         self.tell_of(account, device, held).await
+    }
+
+    async fn lost_sessions(
+        &self,
+        cursor: u64,
+    ) -> Result<(Vec<LostSession>, Option<u64>), StateError> {
+        self.inner.lost_sessions(cursor).await
+    }
+
+    async fn mark_lost(
+        &self,
+        session: &LostSession,
+        at: Timestamp,
+    ) -> Result<Option<Timestamp>, StateError> {
+        self.inner.mark_lost(session, at).await
+    }
+
+    async fn end_lost(&self, session: &LostSession, at: Timestamp) -> Result<bool, StateError> {
+        self.inner.end_lost(session, at).await
     }
 
     async fn presence(&self, account: AccountId, device: DeviceId) -> Result<Presence, StateError> {

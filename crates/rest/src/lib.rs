@@ -39,6 +39,7 @@ use std::time::Duration;
 use fieldline_auth::Auth;
 use fieldline_contracts::{ChannelControl, Cluster, Platform};
 use fieldline_ingest::Ingest;
+use fieldline_runtime::Balancers;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -69,6 +70,8 @@ pub struct RestConfig {
     pub wait_timeout: Duration,
     /// Time that requests in hand have at shutdown.
     pub drain_timeout: Duration,
+    /// Who may say on whose behalf they ask.
+    pub balancers: Balancers,
 }
 
 impl Default for RestConfig {
@@ -83,6 +86,7 @@ impl Default for RestConfig {
             request_timeout: Duration::from_secs(30),
             wait_timeout: Duration::from_secs(75),
             drain_timeout: Duration::from_secs(5),
+            balancers: Balancers::default(),
         }
     }
 }

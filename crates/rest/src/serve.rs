@@ -7,6 +7,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use fieldline_auth::{AuthError, Identity};
 use fieldline_contracts::TraceParent;
+use fieldline_runtime::Balancers;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{
@@ -34,6 +35,25 @@ pub(crate) struct Origin {
     pub(crate) secure: bool,
 }
 
+impl Origin {
+    /// Where the request came from before it came to balancers, if these are listed and say so.
+    fn named(self, balancers: &Balancers, headers: &HeaderMap) -> Self {
+        if !balancers.lists(self.peer.ip()) {
+            return self;
+        }
+        let text = |value: &'static str| {
+            headers.get_all(value).iter().map(|value| value.to_str().unwrap_or_default())
+        };
+        let scheme = text("x-forwarded-proto").next_back();
+        match balancers.client(self.peer, text(balancers.header_name()), scheme) {
+            Some(client) => {
+                Self { peer: client.peer, secure: client.secure.unwrap_or(self.secure) }
+            }
+            None => self,
+        }
+    }
+}
+
 /// Most bytes of a path and query; hyper refuses those beyond its buffer by itself.
 const URI_BYTES_MAX: usize = 8 << 10;
 
@@ -54,6 +74,7 @@ pub(crate) async fn serve(
     request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
     let began = Instant::now();
+    let origin = origin.named(&app.config.balancers, request.headers());
     let long =
         request.uri().path_and_query().is_some_and(|path| path.as_str().len() > URI_BYTES_MAX);
     let (answer, counters) = match app.find(request.uri().path()) {

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use fieldline_runtime::balancers::Header;
 use fieldline_runtime::tls::ReloadingTls;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -153,10 +154,12 @@ pub(crate) async fn accept(app: Arc<App>, listener: RestListener, places: Arc<Se
 async fn connection(
     app: Arc<App>,
     held: &Arc<Held>,
-    stream: TcpStream,
+    mut stream: TcpStream,
     peer: SocketAddr,
     tls: Option<Arc<ReloadingTls>>,
 ) -> io::Result<()> {
+    let named = app.config.balancers.peer(&mut stream, peer, Header::Optional).await;
+    let peer = named.map_err(io::Error::other)?;
     // Answers are written whole: waiting to fill a packet would only delay them.
     stream.set_nodelay(true)?;
     let (stream, owner) = linger::lend(stream);

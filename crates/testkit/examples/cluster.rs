@@ -21,6 +21,8 @@ const ZONES: [&str; 3] = ["a", "b", "c"];
 const HTTP_PORT: u16 = 8080;
 const NODE_PORT: u16 = 7080;
 const MQTT_PORT: u16 = 1883;
+/// Where the balancer is, and comes from.
+const BALANCER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 10);
 /// Channels of the fleet: protocol and port.
 const CHANNELS: [(&str, u16); 2] = [("teltonika", 5027), ("wialon_ips", 5039)];
 /// Vehicles of each protocol.
@@ -151,7 +153,7 @@ fn run(
     let mut nodes = ZONES.iter().zip(11..).map(start).collect::<Result<Vec<Process>, String>>()?;
     nodes.iter_mut().for_each(ready);
     say("starting the balancer and the fleet");
-    let balancer = balancer(deploy, folder, &place(10))?;
+    let balancer = balancer(deploy, folder, &Place::at(BALANCER).tied().logging_to(folder))?;
     for (protocol, port) in CHANNELS {
         channel(program, &token, protocol, port)?;
     }
@@ -386,7 +388,7 @@ fn node(
          ca = \"{certificates}/ca.pem\"\ncertificate = \"{certificates}/{name}.pem\"\n\
          key = \"{certificates}/{name}.key\"\n{shared}\
          [gateway]\nlisten_address = \"{address}\"\n[http]\nlisten = \"{address}:{HTTP_PORT}\"\n\
-         [mqtt]\nlisten = \"{address}:{MQTT_PORT}\"\n"
+         [mqtt]\nlisten = \"{address}:{MQTT_PORT}\"\n[balancers]\naddresses = [\"{BALANCER}\"]\n"
     );
     write_file(&config, &text)?;
     let arguments = ["serve".into(), "--config".into(), config.into_os_string()];
@@ -432,6 +434,7 @@ fn balancer(deploy: &Path, folder: &Path, place: &Place) -> Result<Process, Stri
         .env("MQTT_NODES", list(&|node| format!("{node}:{MQTT_PORT}={node}:{HTTP_PORT}")))
         .env("NODES", list(&|node| format!("{node}={node}:{HTTP_PORT}")))
         .env("LISTEN", place.address().to_string())
+        .env("BIND", place.address().to_string())
         .env("HTTP_PORT", HTTP_PORT.to_string())
         .env("TCP_PORTS", &ports)
         .env("UDP_PORTS", "")

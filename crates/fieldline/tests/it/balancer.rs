@@ -1,4 +1,4 @@
-//! Nodes behind the balancer of `deploy/`: its nginx template, filled in by the script beside it.
+//! Nodes behind the balancers of `deploy/`: the templates of nginx and haproxy, filled in by the script beside them.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpStream, UdpSocket};
@@ -15,10 +15,14 @@ use super::{DEVICES, World, address, channel, finish, gets_on};
 use crate::device::Fleet;
 use crate::server::{PATIENCE, Server, TOKEN, request, wait_for};
 
+/// Where balancers connect to nodes from: what these list.
+pub(crate) const ADDRESS: &str = "127.0.0.99";
+/// Where haproxy listens: its channels have the ports of nginx's.
+const HAPROXY: &str = "127.0.0.98";
 /// Where Debian's package `libnginx-mod-stream` puts it.
 const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
-/// nginx before some nodes.
+/// nginx or haproxy before some nodes.
 struct Balancer {
     http: String,
     mqtt: String,
@@ -44,34 +48,48 @@ impl Drop for Balancer {
     fn drop(&mut self) {
         // Killed, it would leave its workers behind.
         self.process.signal(Signal::TERM);
-        wait_for("nginx to end", || TcpStream::connect(&self.http).is_err().then_some(()));
+        wait_for("the balancer to end", || TcpStream::connect(&self.http).is_err().then_some(()));
     }
 }
 
 impl Balancer {
-    fn start(nodes: &[&Server], tcp_port: &str, udp_port: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let (http, mqtt) = (free_port(), free_port());
+    /// What both are filled with: `http` and `mqtt` are ports of `listen`.
+    fn values(
+        nodes: &[&Server],
+        listen: &str,
+        (http, mqtt): (u16, u16),
+        tcp_port: &str,
+    ) -> Vec<(&'static str, String)> {
         let each = |one: &dyn Fn(usize, &Server) -> String| {
             let all = nodes.iter().enumerate().map(|(index, node)| one(index + 1, node));
             all.collect::<Vec<_>>().join(" ")
         };
-        let path = folder.path().to_str().unwrap().to_owned();
-        let values = [
+        vec![
             ("HTTP_NODES", each(&|_, node| node.http.clone())),
             ("MQTT_NODES", each(&|_, node| format!("{}={}", node.mqtt, node.http))),
             ("NODES", each(&|number, node| format!("{}={}", address(number), node.http))),
             ("TCP_PORTS", tcp_port.to_owned()),
-            ("UDP_PORTS", udp_port.to_owned()),
-            ("LISTEN", "127.0.0.1".to_owned()),
+            ("LISTEN", listen.to_owned()),
             ("HTTP_PORT", http.to_string()),
             ("MQTT_PORT", mqtt.to_string()),
+            ("SEND_PROXY", "on".to_owned()),
+            ("BIND", ADDRESS.to_owned()),
+        ]
+    }
+
+    fn nginx(nodes: &[&Server], tcp_port: &str, udp_port: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (http, mqtt) = (free_port(), free_port());
+        let path = folder.path().to_str().unwrap().to_owned();
+        let mut values = Self::values(nodes, "127.0.0.1", (http, mqtt), tcp_port);
+        values.extend([
+            ("UDP_PORTS", udp_port.to_owned()),
             ("RUN", format!("{path}/nginx.pid")),
             ("LOG", path.clone()),
             ("CACHE", path.clone()),
             ("RUN_AS", "root".to_owned()),
             ("STREAM_MODULE", STREAM_MODULE.to_owned()),
-        ];
+        ]);
         assert!(
             Path::new(STREAM_MODULE).is_file(),
             "install the Debian package libnginx-mod-stream"
@@ -84,6 +102,40 @@ impl Balancer {
         let process = Process::start(nginx, arguments, folder.path(), http);
         let at = |port: u16| format!("127.0.0.1:{port}");
         Self { http: at(http), mqtt: at(mqtt), process, _folder: folder }
+    }
+
+    fn haproxy(nodes: &[&Server], tcp_port: &str) -> Self {
+        let haproxy = Path::new("/usr/sbin/haproxy");
+        assert!(haproxy.is_file(), "install the Debian package haproxy");
+        let folder = tempfile::tempdir().unwrap();
+        let (http, mqtt) = (free_port(), free_port());
+        let values = Self::values(nodes, HAPROXY, (http, mqtt), tcp_port);
+        let mut filled = filled("haproxy/haproxy.cfg.template", &values);
+        // For the harness, which looks at 127.0.0.1 whether it runs.
+        let ready = free_port();
+        filled.push_str(&format!("\nfrontend ready\n    bind 127.0.0.1:{ready}\n"));
+        let file = folder.path().join("haproxy.cfg");
+        std::fs::write(&file, filled).unwrap();
+        let arguments = ["-db".into(), "-f".into(), file.into_os_string()];
+        let process = Process::start(haproxy, arguments, folder.path(), ready);
+        let at = |port: u16| format!("{HAPROXY}:{port}");
+        Self { http: at(http), mqtt: at(mqtt), process, _folder: folder }
+    }
+
+    /// That nodes know who is behind it: a token that works from one address alone works from there, and only from there.
+    fn names_its_clients(&self, node: &Server) {
+        let token = |network: &str| {
+            let new = json!({"name": format!("{network} by {}", self.http), "scopes": ["read"], "networks": [network]});
+            let made = node.ask("POST", "/api/v1/tokens", Some(&new));
+            made["secret"].as_str().unwrap().to_owned()
+        };
+        let (ours, balancers) = (token("127.0.0.1"), token(ADDRESS));
+        for (token, allowed) in [(&ours, true), (&balancers, false)] {
+            let answer = request(&self.http, token, "GET", "/api/v1/devices?limit=1", None);
+            assert_eq!(answer.map(|(status, _)| status), Some(if allowed { 200 } else { 401 }));
+            let accepted = self.connect_mqtt(token).is_ok_and(|answer| answer == [0x20, 2, 0, 0]);
+            assert_eq!(accepted, allowed, "MQTT");
+        }
     }
 
     fn get(&self, path: &str) -> u16 {
@@ -117,12 +169,12 @@ impl Balancer {
     }
 
     /// Signs in as an MQTT client.
-    fn connect_mqtt(&self) -> std::io::Result<[u8; 4]> {
+    fn connect_mqtt(&self, token: &str) -> std::io::Result<[u8; 4]> {
         let mut stream = TcpStream::connect(&self.mqtt)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         // MQTT 3.1.1, clean session, name and password, keep-alive of 60 s; then client id, name, password.
         let mut body = b"\x00\x04MQTT\x04\xc2\x00\x3c".to_vec();
-        for text in ["balanced", "any", TOKEN] {
+        for text in ["balanced", "any", token] {
             body.extend(u16::try_from(text.len()).unwrap().to_be_bytes());
             body.extend(text.as_bytes());
         }
@@ -135,9 +187,26 @@ impl Balancer {
 
     fn takes_mqtt(&self) {
         wait_for("an MQTT client to be let in", || {
-            (self.connect_mqtt().ok()? == [0x20, 2, 0, 0]).then_some(())
+            (self.connect_mqtt(TOKEN).ok()? == [0x20, 2, 0, 0]).then_some(())
         });
     }
+}
+
+/// That nodes know where devices come from; those over UDP come from the balancer.
+fn names_its_devices(nodes: &[Server]) {
+    let mut devices = 0;
+    for node in nodes {
+        for channel in node.list("/api/v1/channels") {
+            let path = format!("/api/v1/channels/{}/connections", channel["id"].as_str().unwrap());
+            let from = if channel["transport"] == "udp" { ADDRESS } else { "127.0.0.1" };
+            for connection in node.list(&path) {
+                let peer = connection["peer"].as_str().unwrap();
+                assert!(peer.starts_with(&format!("{from}:")), "{connection}");
+                devices += 1;
+            }
+        }
+    }
+    assert!(devices >= DEVICES, "{devices} devices");
 }
 
 /// Sends one message in a datagram, as often as a device does: until it is acknowledged.
@@ -156,7 +225,7 @@ fn datagram(port: u16, second: usize) {
     });
 }
 
-/// All that devices and clients speak goes through nginx to two nodes; each dies in turn, and the other goes on.
+/// All that devices and clients speak goes through nginx or haproxy to two nodes; each dies in turn, and the other goes on.
 #[test]
 fn nodes_may_die_behind_a_balancer() {
     let world = World::start();
@@ -169,15 +238,25 @@ fn nodes_may_die_behind_a_balancer() {
         channel["status"]["listening"].as_bool()?.then_some(())
     });
 
-    let balancer = Balancer::start(&nodes.iter().collect::<Vec<_>>(), &port, &udp_port.to_string());
+    let all: Vec<&Server> = nodes.iter().collect();
+    let balancer = Balancer::nginx(&all, &port, &udp_port.to_string());
     assert_eq!(balancer.get("/balancer"), 200);
     assert_eq!(balancer.get("/metrics"), 404, "numbers are not for everybody");
     assert_eq!(balancer.get("/api/v1/system"), 200);
-    let fleet = Fleet::start(port.parse().unwrap(), DEVICES);
+    // haproxy asks a node for its readiness: it sends nothing to one that is not there.
+    let haproxy = Balancer::haproxy(&all, &port);
+    wait_for("haproxy to know a ready node", || (haproxy.get("/readyz") == 200).then_some(()));
+    assert_eq!((haproxy.get("/balancer"), haproxy.get("/metrics")), (200, 404));
+    let places = [format!("127.0.0.1:{port}"), format!("{HAPROXY}:{port}")];
+    let fleet = Fleet::start_at(&places, DEVICES);
     gets_on(&fleet, "the first messages");
-    balancer.feed();
-    balancer.takes_mqtt();
     datagram(udp_port, 1);
+    for balancer in [&balancer, &haproxy] {
+        balancer.feed();
+        balancer.takes_mqtt();
+        balancer.names_its_clients(&nodes[0]);
+    }
+    names_its_devices(&nodes);
 
     nodes.remove(0).kill();
     let began = Instant::now();
@@ -187,8 +266,10 @@ fn nodes_may_die_behind_a_balancer() {
     println!("a node killed: none of 50 requests failed, in {:?}", began.elapsed());
     let took = gets_on(&fleet, "messages through the other node");
     println!("a node killed: devices got on after {took:?}");
-    balancer.feed();
-    balancer.takes_mqtt();
+    for balancer in [&balancer, &haproxy] {
+        balancer.feed();
+        balancer.takes_mqtt();
+    }
     datagram(udp_port, 2);
     println!("a node killed: everything worked after {:?}", began.elapsed());
 
@@ -198,6 +279,6 @@ fn nodes_may_die_behind_a_balancer() {
     let took = gets_on(&fleet, "messages through the node that came back");
     println!("the other node killed: devices got on after {took:?}");
     datagram(udp_port, 3);
-    finish(fleet, &back, "nodes killed behind a balancer");
+    finish(fleet, &back, "nodes killed behind balancers");
     back.stop();
 }

@@ -2,6 +2,8 @@
 
 #[path = "balancer.rs"]
 mod balancer;
+#[path = "lost.rs"]
+mod lost;
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -39,12 +41,13 @@ impl World {
     /// The configuration of a node, whose channels listen on an address of its own.
     fn config(&self, number: usize) -> PathBuf {
         let text = format!(
-            "[node]\nlisten = \"127.0.0.1:0\"\netcd = [\"{}\"]\n[postgres]\nurl = \"{}\"\n[redis]\nurl = \"{}\"\n[mqtt_bus]\nurl = \"{}\"\n[gateway]\nlisten_address = \"{}\"\nlisten_retry_delay = \"200ms\"\n",
+            "[node]\nlisten = \"127.0.0.1:0\"\netcd = [\"{}\"]\n[postgres]\nurl = \"{}\"\n[redis]\nurl = \"{}\"\n[mqtt_bus]\nurl = \"{}\"\n[gateway]\nlisten_address = \"{}\"\nlisten_retry_delay = \"200ms\"\nlost_after = \"2s\"\n[balancers]\naddresses = [\"{}\"]\n",
             self.etcd.url(),
             self.postgres.url(),
             self.redis.url(),
             self.broker_url(),
             address(number),
+            balancer::ADDRESS,
         );
         let path = self.folder.path().join(format!("node-{number}.toml"));
         std::fs::write(&path, text).unwrap();

@@ -188,10 +188,11 @@ async fn an_ident_that_cannot_be_one_registers_nothing() {
     for junk in [&b"=+c#x#y"[..], b"abc###", b"zz#\x01#", b"~&#SDX#1"] {
         socket.send(junk).await.unwrap();
     }
-    socket.send(b"78#P#\r\n").await.unwrap();
+    let said = b"78#SD#200424;120000;5630.0000;N;00915.0000;E;50;90;10;8\r\n";
+    socket.send(said).await.unwrap();
     let mut bytes = [0; 100];
     let answer = tokio::time::timeout(crate::SOON, socket.recv(&mut bytes)).await;
-    assert_eq!(&bytes[..answer.unwrap().unwrap()], b"#AP#\r\n");
+    assert_eq!(&bytes[..answer.unwrap().unwrap()], b"#ASD#1\r\n");
     let page = fieldline_contracts::Page::first(100);
     let devices =
         world.registry.list_objects::<fieldline_model::Device>(world.account, &page).await.unwrap();

@@ -8,12 +8,14 @@
     reason = "a test fails by panicking, and prints what it measured"
 )]
 
+mod balancers;
 mod commands;
 mod durability;
 mod fleet;
 mod hostile;
 mod identity;
 mod live;
+mod lost;
 mod nodes;
 mod register;
 mod sessions;
@@ -78,6 +80,26 @@ impl World {
         let clock = Arc::new(SystemClock);
         let registry = Arc::new(MemoryRegistry::new(clock.clone()));
         let history = Arc::new(ScriptedHistory::new());
+        let account = AccountId::new(clock.now(), clock.random());
+        Self::over(config, registry, history, account).await
+    }
+
+    /// As after a kill: what is kept is there, what was in memory is not.
+    pub(crate) async fn killed_and_started_again(&mut self, config: GatewayConfig) -> Self {
+        let running = self.running.take().unwrap();
+        running.abort();
+        assert!(running.await.unwrap_err().is_cancelled());
+        let (registry, history) = (self.registry.clone(), self.history.clone());
+        Self::over(config, registry, history, self.account).await
+    }
+
+    async fn over(
+        config: GatewayConfig,
+        registry: Arc<MemoryRegistry>,
+        history: Arc<ScriptedHistory>,
+        account: AccountId,
+    ) -> Self {
+        let clock = Arc::new(SystemClock);
         let commands = Arc::new(LocalCommands::new(registry.clone(), clock.clone()));
         let platform = Platform {
             registry: registry.clone(),
@@ -94,7 +116,6 @@ impl World {
         let shutdown = CancellationToken::new();
         let running = tokio::spawn(fieldline_gateway::run(gateway.clone(), shutdown.clone()));
         assert!(gateway.ready(SOON).await);
-        let account = AccountId::new(SystemClock.now(), SystemClock.random());
         Self {
             platform,
             registry,

@@ -114,7 +114,7 @@ impl Nodes {
         found.unwrap().expect("the device is registered").object
     }
 
-    fn counts(&self) -> Vec<usize> {
+    pub(crate) fn counts(&self) -> Vec<usize> {
         self.nodes.iter().map(|node| node.gateway.connections_count()).collect()
     }
 
@@ -166,6 +166,14 @@ impl Nodes {
         self.nodes[node].shutdown.cancel();
         let running = self.nodes[node].running.take().unwrap();
         timeout(Duration::from_secs(30), running).await.unwrap().unwrap().unwrap()
+    }
+
+    /// As by SIGKILL: nothing is told to anybody.
+    pub(crate) async fn kill(&mut self, node: usize) {
+        let mut node = self.nodes.remove(node);
+        let running = node.running.take().unwrap();
+        running.abort();
+        assert!(running.await.unwrap_err().is_cancelled());
     }
 
     pub(crate) async fn stop_all(mut self) {

@@ -445,6 +445,7 @@ impl<'a> Compiler<'a, '_> {
 
     fn login(&mut self, ident: &'a Expr, password: Option<&'a Expr>, refused: Option<&'a [Stmt]>) {
         let ident = self.eval(ident);
+        self.takes_password |= password.is_some();
         let password = password.map_or(NO_REG, |p| self.eval(p));
         let login = self.emit(Op::Login { ident, password, to: 0 });
         let accepted = self.emit(Op::Jump { to: 0 });

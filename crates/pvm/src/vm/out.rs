@@ -361,6 +361,9 @@ impl Machine {
         password: Reg,
         to: u32,
     ) -> Ran {
+        let given = if password == NO_REG { None } else { self.spelled(env, password) };
+        let password = given.filter(|text| !text.is_empty());
+        self.secret |= password.is_some();
         let spelled = self.spelled(env, ident).map(|text| text.trim().to_owned());
         let fits =
             |text: &String| (1..=128).contains(&text.len()) && !text.chars().any(char::is_control);
@@ -370,7 +373,6 @@ impl Machine {
         if env.ident.is_some_and(|known| **known == *ident) {
             return Ok(Next::Go);
         }
-        let password = if password == NO_REG { None } else { self.spelled(env, password) };
         self.waiting_login = Some(to);
         Ok(Next::Stop(Stop::Login { ident, password }))
     }

@@ -542,6 +542,10 @@ impl Machine {
     /// Ends an attempt or the frame. `None`: the program goes on.
     fn fail(&mut self, env: &mut Environment<'_>, fault: Fault) -> Option<Stop> {
         let class = env.program.classes.get(usize::from(fault.class));
+        // Whatever was wrong before a password was read, one may stand there.
+        let places = self.calls.iter().map(|call| call.pc).chain([self.pc]);
+        let rules = places.filter_map(|pc| env.program.rule_at(pc, env.traced));
+        self.secret |= rules.into_iter().any(|rule| rule.secret);
         let hard = matches!(fault.class, LIMIT_EXCEEDED | crate::program::FRAME_TOO_LARGE);
         if !hard
             && !self.failed
@@ -577,7 +581,10 @@ impl Machine {
             class: class.map_or_else(|| "unknown".into(), |c| c.name.clone()),
             message: fault.message,
             offset,
-            rule: env.program.rule_at(self.pc, env.traced),
+            rule: env
+                .program
+                .rule_at(self.pc, env.traced)
+                .map_or_else(|| "?".into(), |rule| rule.name.clone()),
             line: code.lines.get(self.pc).copied().unwrap_or(0),
         });
         self.failed = true;

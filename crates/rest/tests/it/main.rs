@@ -8,6 +8,7 @@
 )]
 
 mod commands;
+mod forwarded;
 mod live;
 mod messages;
 mod objects;

@@ -43,6 +43,16 @@ listen = "0.0.0.0:8080"
 
 [mqtt]
 listen = "0.0.0.0:1883"
+{{- if .Values.mqttTlsSecret }}
+listen_tls = "0.0.0.0:8883"
+tls_certificate = "/etc/fieldline-mqtt/tls.crt"
+tls_key = "/etc/fieldline-mqtt/tls.key"
+{{- end }}
+{{- with .Values.balancers }}
+
+[balancers]
+addresses = {{ . | toJson }}
+{{- end }}
 
 {{ .Values.config }}
 {{- end }}

@@ -1,11 +1,14 @@
-//! Networks that a token may be used from.
+//! Networks: what a token may be used from, which peers are balancers.
 
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use serde::Deserialize;
+
 /// A network: an address and how many of its leading bits count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Network {
     address: IpAddr,
     bits: u8,
@@ -38,6 +41,14 @@ impl Network {
             }
             _ => false,
         }
+    }
+}
+
+impl TryFrom<String> for Network {
+    type Error = NetworkError;
+
+    fn try_from(text: String) -> Result<Self, NetworkError> {
+        text.parse()
     }
 }
 
