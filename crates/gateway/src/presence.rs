@@ -122,7 +122,13 @@ impl Shared {
             (Some(local), Some(known)) if known.connection.as_ref().is_some_and(is_local) => {
                 local.epoch() + 1
             }
-            (_, known) => self.epoch_above(known.as_ref().map_or(0, |known| known.epoch)),
+            (_, Some(known)) => self.epoch_above(known.epoch),
+            // It cannot be asked: by the clock, above what a node gives that was started before. If that is wrong, it is
+            // found once it can be asked, and the device connects anew.
+            (_, None) if before.unknown => {
+                self.epoch_above(u64::try_from(now.as_micros()).unwrap_or(0))
+            }
+            (_, None) => self.epoch_above(0),
         };
         before.elsewhere =
             known.and_then(|known| known.connection).filter(|other| !is_local(other));
