@@ -18,10 +18,14 @@ describe('lanes', () => {
     expect(tellLane(lanes[1]!, 4000)).toBe('b is ready, started again once');
   });
   it('tell what drains, and what is known from before only', () => {
-    const lanes = after([1000, [node('a')]], [2000, [node('a', { ready: false })]], [3000, [node('a', { ready: false })], false]);
-    expect(spans(lanes, 'a')).toEqual([['ready', 1000, 1000], ['drains', 1000, 2000], ['unsure', 2000, 3000]]);
-    expect(tellLane(lanes[0]!, 3000)).toBe('a is there as last known');
+    const lanes = after([1000, [node('a')]], [2000, [node('a')]], [3000, [node('a', { ready: false })]], [4000, [node('a', { ready: false })], false]);
+    expect(spans(lanes, 'a')).toEqual([['ready', 1000, 2000], ['drains', 2000, 3000], ['unsure', 3000, 4000]]);
+    expect(tellLane(lanes[0]!, 4000)).toBe('a is there as last known');
     expect(tellLane(lanes[0]!, 60_000)).toBe('a is gone');
+  });
+  it('have no two spans that begin at once', () => {
+    const lanes = after([1000, [node('a')]], [2000, [node('a', { ready: false })]], [3000, [node('a')]]);
+    expect(spans(lanes, 'a')).toEqual([['drains', 1000, 2000], ['ready', 2000, 3000]]);
   });
   it('do not tell of a time in which nobody looked', () => {
     expect(spans(after([1000, [node('a')]], [61_000, [node('a')]]), 'a')).toEqual([['ready', 1000, 1000], ['ready', 61_000, 61_000]]);

@@ -38,7 +38,8 @@ export function look(lanes: readonly Lane[], nodes: readonly ClusterNode[], sure
       const last = spans[spans.length - 1];
       const close = last !== undefined && at - last.to <= GAP_MS && last.epoch === node.epoch;
       if (close && last.being === being) spans[spans.length - 1] = { ...last, to: at };
-      // It went on until now as it was seen last.
+      // What was seen once only and is otherwise now was so for no time: no two spans begin at once.
+      else if (close && last.from === last.to) spans[spans.length - 1] = { ...last, to: at, being };
       else spans.push({ from: close ? last.to : at, to: at, being, epoch: node.epoch });
     }
     if (spans.length) out.push({ node: name, spans });

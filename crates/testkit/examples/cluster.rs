@@ -262,11 +262,9 @@ impl Running {
             }
             rows.push([database.process.name().to_owned(), (*zone).to_owned(), place, ids]);
         }
-        for (name, process) in
-            [("redis", &mut self.redis.process), ("mosquitto", &mut self.broker.process)]
-        {
+        for process in [&mut self.redis.process, &mut self.broker.process] {
             let place = process.socket().to_string();
-            rows.push([name.to_owned(), String::new(), place, id(process)]);
+            rows.push([process.name().to_owned(), String::new(), place, id(process)]);
         }
         for ((protocol, port), process) in CHANNELS.iter().zip(&mut self.fleet) {
             let place = format!("{DEVICES} vehicles to {}:{port}", self.balancer.place().address());
@@ -342,7 +340,7 @@ fn free() -> Result<(), String> {
         ports.iter().map(move |port| SocketAddr::from((address, *port))).collect::<Vec<_>>()
     };
     let devices = CHANNELS.map(|(_, port)| port);
-    let ports = [[HTTP_PORT, MQTT_PORT].as_slice(), &devices].concat();
+    let ports = [[HTTP_PORT, MQTT_PORT, NODE_PORT].as_slice(), &devices].concat();
     for socket in (10..=13).flat_map(|last| ours(last, &ports)) {
         if let Err(error) = TcpListener::bind(socket) {
             return Err(format!(
