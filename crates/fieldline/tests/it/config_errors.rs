@@ -406,14 +406,8 @@ fn wrong_passwords_and_certificates_are_said_in_a_sentence() {
     cases.add(
         "no such database",
         |text| {
-            text.postgres = postgres(
-                &stand
-                    .postgres
-                    .url()
-                    .replace("/postgres", "/none")
-                    .replace("//postgres@", &format!("//postgres:{SECRET}@")),
-                None,
-            )
+            let port = stand.postgres.process.port();
+            text.postgres = url(&format!("postgres://postgres:{SECRET}@127.0.0.1:{port}/none"));
         },
         &["has no database `none`", "createdb none"],
     );
