@@ -157,8 +157,12 @@ fn run(
     for (protocol, port) in CHANNELS {
         channel(program, &token, protocol, port)?;
     }
-    let fleet =
+    let mut fleet =
         CHANNELS.map(|(protocol, port)| vehicles(program, folder, &place(10), protocol, port));
+    for vehicles in &mut fleet {
+        let log = vehicles.log();
+        vehicles.until(|| acknowledged(&log));
+    }
     let mut running =
         Running { fleet: fleet.into(), balancer, nodes, redis, broker, patroni, etcd };
 
@@ -181,7 +185,8 @@ const HELP: &str = "
 
     kill node-1       its vehicles go to the others at once; it is gone from the page within 5 s
     start node-1      it takes its share again
-    pause node-2      it stands still, and others take over what it did; after `resume node-2` it does nothing twice
+    pause node-2      it stands still, and others take over what it did; if it owned something it ends within 3 s, and
+                      `start node-2` does what its unit would; if not, `resume node-2`
     kill etcd-1       nothing is noticed; with a second one nothing is placed anew, and devices stay connected
     kill db-N         the one that leads: nothing is acknowledged for some 25 s, and nothing is lost; `show` says who leads
     kill redis        last values are away; after `start redis` they are read again from history
@@ -478,6 +483,14 @@ fn vehicles(program: &Path, folder: &Path, place: &Place, protocol: &str, port: 
     let numbers = ["--rate", "1", "--devices", &devices, "--seed", &seed];
     let launch = Launch::new(program, [arguments, numbers].concat(), folder, port);
     Process::spawn(launch.named(format!("fleet-{protocol}")).at(place))
+}
+
+/// Whether the newest line of a fleet's log tells of messages that were acknowledged.
+fn acknowledged(log: &Path) -> bool {
+    let told = std::fs::read_to_string(log).unwrap_or_default();
+    let line = told.lines().last().unwrap_or_default();
+    let count = line.split_once(" acked ").and_then(|(_, rest)| rest.split(' ').next());
+    count.is_some_and(|count| count != "0")
 }
 
 /// The link that the first node printed when it made the first administrator.
