@@ -7,6 +7,7 @@
 //!
 //! This crate may import `fieldline-model` and nothing else of the workspace.
 
+pub mod blobs;
 pub mod bus;
 pub mod calls;
 pub mod channels;
@@ -26,6 +27,9 @@ pub mod status;
 
 use std::sync::Arc;
 
+pub use blobs::{
+    BlobError, BlobFolder, BlobInfo, BlobKey, BlobPage, BlobSource, Blobs, ETag, MemoryBlobs, PutIf,
+};
 pub use bus::{Bus, BusItem, Lagged, MemoryBus, Subscription, Topic, TopicFilter};
 pub use calls::{CallError, Caller, Calls, Duplex, Handlers, MemoryCalls, Opening, TraceParent};
 pub use channels::{

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldline_contracts::{
-    Bus, Calls, ClientStore, Clock, Cluster, Handlers, History, MemoryBus, MemoryCalls,
+    Blobs, Bus, Calls, ClientStore, Clock, Cluster, Handlers, History, MemoryBus, MemoryCalls,
     MemoryCluster, MemoryState, Node, Platform, Registry, State, SystemClock,
 };
 use fieldline_etcd::EtcdCluster;
@@ -39,6 +39,8 @@ pub(crate) struct Backends {
     pub(crate) calls: Arc<dyn Calls>,
     /// What they may ask of this one.
     pub(crate) handlers: Handlers,
+    /// Cold segments and binaries; a cluster may have no place for them.
+    blobs: Option<Arc<dyn Blobs>>,
     commands: LocalCommands,
     /// What this node says of itself.
     node: Node,
@@ -73,6 +75,7 @@ impl Backends {
         let memory = MemoryState::new();
         let rebuilt = memory.rebuild(&*history).await;
         rebuilt.map_err(|error| Failure::Running(format!("reading last values: {error}")))?;
+        let blobs = crate::blobs::of_one(&config.blobs, &data.join("blobs")).await?;
         let commands = LocalCommands::new(Arc::clone(&registry), Arc::clone(&clock));
         let platform = Platform {
             registry,
@@ -89,7 +92,18 @@ impl Backends {
         let engines = Engines::Embedded { registry: sqlite };
         let calls = MemoryCalls::new(&node.name);
         let (handlers, calls) = (calls.handlers().clone(), Arc::new(calls));
-        Ok(Self { platform, cluster, client_store, calls, handlers, commands, node, engines })
+        let blobs = Some(blobs);
+        Ok(Self {
+            platform,
+            cluster,
+            client_store,
+            blobs,
+            calls,
+            handlers,
+            commands,
+            node,
+            engines,
+        })
     }
 
     /// One node of several, which keeps nothing itself.
@@ -101,6 +115,8 @@ impl Backends {
     ) -> Result<Self, Failure> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let name = node.name.as_str();
+        // First: a node that cannot start for it should not have been there.
+        let blobs = crate::blobs::of_cluster(&config.blobs).await?;
         let (calls, peers) = (between.calls.clone(), ClusterPeers::new(between.calls.clone()));
         let asked = Arc::new(peers.clone());
         let etcd =
@@ -139,6 +155,7 @@ impl Backends {
             platform,
             cluster: etcd,
             client_store,
+            blobs,
             calls,
             handlers,
             commands,
@@ -179,7 +196,12 @@ impl Backends {
 
     /// What it can do without for a while.
     pub(crate) fn optional(&self) -> Vec<(&'static str, ReadyCheck)> {
-        let Engines::Cluster { state, bus, cluster, .. } = &self.engines else { return Vec::new() };
+        let blobs = self.blobs.clone().map(|blobs| -> (&'static str, ReadyCheck) {
+            ("blobs", Arc::new(move || blobs.problems()))
+        });
+        let Engines::Cluster { state, bus, cluster, .. } = &self.engines else {
+            return blobs.into_iter().collect();
+        };
         let (state, bus) = (Arc::clone(state), Arc::clone(bus));
         let membership = cluster.membership();
         let fresh: ReadyCheck = Arc::new(move || {
@@ -191,6 +213,9 @@ impl Backends {
             ("last values", Arc::new(move || state.problems())),
             ("live items of other nodes", Arc::new(move || bus.problems())),
         ]
+        .into_iter()
+        .chain(blobs)
+        .collect()
     }
 
     /// What is told of the cluster besides who is there.

@@ -52,6 +52,8 @@ pub(crate) struct Config {
     pub(crate) balancers: Balancers,
     /// The message store.
     pub(crate) store: StoreConfig,
+    /// Where cold segments and binaries are kept.
+    pub(crate) blobs: fieldline_blobs::Settings,
     /// Logs.
     pub(crate) log: LogConfig,
     /// This process among others; for `fieldline serve`, as are the sections below.
@@ -182,6 +184,7 @@ impl Config {
                 gateway,
                 balancers: _,
                 store,
+                blobs,
                 log,
                 node,
                 postgres,
@@ -241,6 +244,9 @@ impl Config {
                     "store.memory_bytes_max is {memory_bytes_max}; at least 1048576 (1 MiB) is needed"
                 ),
             );
+            for problem in crate::blobs::check(blobs, node.is_some()) {
+                check(false, problem);
+            }
             if let Some(node) = node {
                 node.check(&mut check);
                 let of = |section: &str, problems: Result<(), Vec<String>>| {
@@ -405,6 +411,17 @@ mod tests {
         for part in ["belong together", "/none.pem", "memory_bytes_max is 1", "log.filter"] {
             assert!(message.contains(part), "{part} is missing in: {message}");
         }
+    }
+
+    #[test]
+    fn blobs_are_at_one_place() {
+        let both = "[blobs]\ndirectory = \"/blobs\"\nurl = \"s3://bucket\"\n";
+        let message = load(both).unwrap_err().to_string();
+        assert!(message.contains("are both set"), "{message}");
+        let of_one = "[node]\netcd = [\"http://e\"]\n[blobs]\ndirectory = \"/blobs\"\n";
+        let message = load(of_one).unwrap_err().to_string();
+        assert!(message.contains("node of several"), "{message}");
+        load("[blobs]\nurl = \"s3://bucket/prefix\"\n").unwrap();
     }
 
     #[test]

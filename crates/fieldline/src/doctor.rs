@@ -4,6 +4,7 @@
 //! there: one that reads files as [`Look::Reads`], one that asks servers as [`Look::Asks`]. What only one adapter knows of its
 //! server is looked at there, as `fieldline_redis::examine` does. `docs/doctor.md` has a line for each.
 
+mod blobs;
 mod cluster;
 mod data;
 mod machine;
@@ -70,6 +71,7 @@ const CHECKS: &[Look] = &[
     Look::Asks(|patient| Box::pin(cluster::postgres(patient))),
     Look::Asks(|patient| Box::pin(cluster::redis(patient))),
     Look::Asks(|patient| Box::pin(cluster::broker(patient))),
+    Look::Asks(|patient| Box::pin(blobs::place(patient))),
 ];
 
 /// What all checks found, for programs.

@@ -3,6 +3,7 @@
 mod announce;
 mod backends;
 mod between;
+mod blobs;
 mod certificates;
 mod cli;
 mod config;

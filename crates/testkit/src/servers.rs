@@ -23,6 +23,11 @@ pub use zones::Zones;
 
 pub use rustix::process::Signal;
 
+#[cfg(feature = "s3")]
+mod s3;
+#[cfg(feature = "s3")]
+pub use s3::S3;
+
 mod cut;
 pub use cut::{Cut, Flow};
 

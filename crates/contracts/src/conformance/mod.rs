@@ -1,5 +1,6 @@
 //! The conformance suites: each takes a backend and panics where it breaks its contract.
 
+pub mod blobs;
 pub mod bus;
 pub mod calls;
 pub mod client_store;

@@ -8,6 +8,7 @@
 )]
 
 mod bad_input;
+mod blobs;
 mod calls;
 mod cluster;
 mod config_errors;
@@ -22,3 +23,14 @@ mod server;
 mod stand;
 mod start;
 mod watchdog;
+
+/// The S3 server of these tests, which is this program started again; see `testkit::servers::S3`.
+#[test]
+fn s3_server() {
+    if fieldline_testkit::servers::S3::serve_if_told() {
+        return;
+    }
+    let mut server = fieldline_testkit::servers::S3::start();
+    server.restart();
+    assert_eq!(server.uploads(), 0);
+}
