@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use fieldline_contracts::state::{DEVICE_BYTES_MAX, PARAMS_MAX, cost};
 use fieldline_model::{Cursor, ParamName, Series, SeriesKind, Stored, Timestamp, Value};
 use futures_util::FutureExt as _;
 use tokio_postgres::types::ToSql;
@@ -26,11 +27,8 @@ const STEP: usize = 5_000;
 /// Messages of a shard that may wait to be folded until somebody asks.
 const BEHIND_MAX: i64 = 50_000;
 
-/// Series in one answer of the server.
-const CHUNK: i64 = 1_000;
-
-/// Most parameters of a series that are kept; of more, those that were not set for longest go.
-const PARAMETERS_MAX: usize = 4_096;
+/// Series in one answer of the server: each has [`DEVICE_BYTES_MAX`] at most.
+const CHUNK: i64 = 250;
 
 /// The format of `last_values.body`.
 const FORMAT: u8 = 2;
@@ -221,20 +219,25 @@ async fn put(link: &Link, messages: &[(i64, Stored)]) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Lets go of the oldest of too many.
+/// Lets go of what is beyond the bounds that all backends of last values keep, in count and in bytes: what was not set
+/// for longest goes first. Without it, one device that makes up names could make a row that no statement can write,
+/// and its whole shard would never be folded again.
 fn bound(latest: &mut Latest) {
-    if latest.len() <= PARAMETERS_MAX {
+    let bytes: usize = latest.iter().map(|(name, (_, value))| cost(name, value)).sum();
+    if latest.len() <= PARAMS_MAX && bytes <= DEVICE_BYTES_MAX {
         return;
     }
-    let mut times: Vec<i64> = latest.values().map(|(at, _)| *at).collect();
-    times.sort_unstable_by(|a, b| b.cmp(a));
-    let oldest = times.get(PARAMETERS_MAX - 1).copied().unwrap_or(i64::MIN);
-    let mut left = PARAMETERS_MAX;
-    latest.retain(|_, (at, _)| {
-        let keep = *at >= oldest && left > 0;
-        left -= usize::from(keep);
-        keep
-    });
+    let mut all: Vec<(ParamName, (i64, Value))> = std::mem::take(latest).into_iter().collect();
+    // Of one instant in the order of names: the same ones stay each time.
+    all.sort_by_key(|(_, (at, _))| std::cmp::Reverse(*at));
+    let mut left = DEVICE_BYTES_MAX;
+    for (name, last) in all {
+        let cost = cost(&name, &last.1);
+        if cost <= left && latest.len() < PARAMS_MAX {
+            left -= cost;
+            latest.insert(name, last);
+        }
+    }
 }
 
 fn encode(latest: &Latest) -> Vec<u8> {
@@ -292,11 +295,28 @@ mod tests {
     #[test]
     fn of_too_many_the_oldest_go() {
         let name = |n: usize| ParamName::new(format!("p{n:05}")).unwrap();
-        let mut latest: Latest = (0..PARAMETERS_MAX + 10)
+        let mut latest: Latest = (0..PARAMS_MAX + 10)
             .map(|n| (name(n), (i64::try_from(n).unwrap(), Value::Bool(true))))
             .collect();
         bound(&mut latest);
-        assert_eq!(latest.len(), PARAMETERS_MAX);
+        assert_eq!(latest.len(), PARAMS_MAX);
         assert!(!latest.contains_key(&name(9)) && latest.contains_key(&name(10)));
+    }
+    /// A tenant that makes up names for large values must not keep the last values of others from being folded.
+    #[test]
+    fn of_too_large_the_oldest_go() {
+        let name = |n: i64| ParamName::new(format!("p{n:05}")).unwrap();
+        let large = |n: i64| (name(n), (n, Value::from("x".repeat(60 << 10))));
+        let mut latest: Latest = (0..100).map(large).collect();
+        bound(&mut latest);
+        assert_eq!(
+            latest.keys().cloned().collect::<Vec<_>>(),
+            (96..100).map(name).collect::<Vec<_>>()
+        );
+        assert!(encode(&latest).len() <= DEVICE_BYTES_MAX);
+        // One that alone is too large is absent; what is older stays.
+        latest.insert(name(200), (200, Value::from("x".repeat(DEVICE_BYTES_MAX))));
+        bound(&mut latest);
+        assert!(latest.len() == 4 && !latest.contains_key(&name(200)));
     }
 }

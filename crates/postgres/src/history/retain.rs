@@ -4,21 +4,26 @@
 //! deleted in small transactions, each under the lock of one shard, so that appends are held up for
 //! moments only.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fieldline_contracts::Retention;
-use fieldline_model::AccountId;
+use fieldline_model::{AccountId, Series};
 use futures_util::FutureExt as _;
 
 use crate::connect::Link;
 use crate::error::{Fault, Verdict};
 use crate::history::bucket::Bucket;
-use crate::history::{Shared, partition};
+use crate::history::writer::shard_of;
+use crate::history::{Shared, partition, read};
 use crate::pool::whole;
 
 /// Rows deleted in one transaction.
 const STEP: i64 = 10_000;
+
+/// Series of an account that are looked at together.
+const SERIES: i64 = 5_000;
 
 /// How often dropping a partition is tried while others read from it; then its rows are deleted.
 const DROP_TRIES: u32 = 5;
@@ -199,31 +204,71 @@ async fn delete(
     bucket: Bucket,
     before: i64,
 ) -> Result<u64, Fault> {
-    let mut freed = 0;
-    for shard in 0..shared.shards {
-        loop {
-            let (count, bytes) = shared
-                .pool
-                .run(move |link| {
-                    let work = delete_some(link, account, bucket, before, shard.cast_signed());
-                    async move { whole(link, work).await }.boxed()
-                })
-                .await?;
-            freed += u64::try_from(bytes).unwrap_or(0);
-            if count < STEP {
-                break;
+    let (mut freed, mut after) = (0, i64::MIN);
+    loop {
+        let page = shared.pool.run(move |link| series_after(link, account, after).boxed()).await?;
+        let Some((last, _)) = page.last() else { return Ok(freed) };
+        after = *last;
+        // A series is of one shard: to look for the shard's rows among those of all series would read the rest of the
+        // partition again and again, with the shard locked.
+        let mut shards: BTreeMap<u16, Vec<i64>> = BTreeMap::new();
+        for (id, series) in page {
+            if let Some(series) = series {
+                shards.entry(shard_of(&series, shared.shards)).or_default().push(id);
+            }
+        }
+        for (shard, series) in shards {
+            let series: Arc<[i64]> = series.into();
+            loop {
+                let own = Arc::clone(&series);
+                let (count, bytes) = shared
+                    .pool
+                    .run(move |link| {
+                        let series = Arc::clone(&own);
+                        let shard = shard.cast_signed();
+                        async move {
+                            let of = (account, shard, &*series);
+                            whole(link, delete_some(link, of, bucket, before)).await
+                        }
+                        .boxed()
+                    })
+                    .await?;
+                freed += u64::try_from(bytes).unwrap_or(0);
+                if count < STEP {
+                    break;
+                }
             }
         }
     }
-    Ok(freed)
 }
 
-async fn delete_some(
+/// The next series of an account; `None` for one of a kind that only a newer program knows, which lets go of it itself.
+async fn series_after(
     link: &Link,
     account: AccountId,
+    after: i64,
+) -> Result<Vec<(i64, Option<Series>)>, Fault> {
+    let statement = link
+        .prepared(
+            "SELECT id, kind, object FROM series WHERE account = $1 AND id > $2 ORDER BY id LIMIT $3",
+        )
+        .await?;
+    let mut found = Vec::new();
+    for row in link.client.query(&statement, &[&account.0, &after, &SERIES]).await? {
+        found.push((
+            row.try_get(0)?,
+            read::series_of(account.0, row.try_get(1)?, row.try_get(2)?).ok(),
+        ));
+    }
+    Ok(found)
+}
+
+/// Deletes some rows of `series`, all of one shard of an account.
+async fn delete_some(
+    link: &Link,
+    (account, shard, series): (AccountId, i16, &[i64]),
     bucket: Bucket,
     before: i64,
-    shard: i16,
 ) -> Result<(i64, i64), Fault> {
     link.client.batch_execute("BEGIN").await?;
     let lock = link.prepared("SELECT seq FROM shards WHERE shard = $1 FOR UPDATE").await?;
@@ -236,17 +281,14 @@ async fn delete_some(
     let table = bucket.table();
     let sql = format!(
         "WITH gone AS (DELETE FROM {table} WHERE ctid = ANY (ARRAY(\
-            SELECT m.ctid FROM series s JOIN {table} m ON m.series = s.id \
-            WHERE s.account = $1 AND m.shard = $2 AND m.at < $3 LIMIT $4)) \
-            RETURNING octet_length(body) + $5::integer AS bytes) \
+            SELECT m.ctid FROM unnest($1::bigint[]) AS s (id) JOIN {table} m ON m.series = s.id \
+            WHERE m.at < $2 LIMIT $3)) \
+            RETURNING octet_length(body) + $4::integer AS bytes) \
          SELECT count(*), coalesce(sum(bytes), 0)::bigint FROM gone"
     );
     let statement = link.prepared(&sql).await?;
     let row_bytes = i32::try_from(crate::history::usage::ROW_BYTES).unwrap_or(0);
-    let row = link
-        .client
-        .query_one(&statement, &[&account.0, &shard, &before, &STEP, &row_bytes])
-        .await?;
+    let row = link.client.query_one(&statement, &[&series, &before, &STEP, &row_bytes]).await?;
     let (count, bytes): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
     let note = link
         .prepared(
