@@ -18,6 +18,7 @@ use bytes::Bytes;
 use fieldline_auth::{AuthError, Identity, IdentityKind};
 use fieldline_contracts::{Actor, ClientStore, RegistryError, WillChange, WillKey};
 use fieldline_model::{AccountId, ConnectionId, DeviceId, Scope, Timestamp, TokenId};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
@@ -30,10 +31,12 @@ use crate::{Shared, metrics};
 
 /// How often a process says that it lives.
 const BEAT: Duration = Duration::from_secs(2);
+/// Longest that saying so may take: a connection that is dead must not keep it silent.
+const BEAT_MAX: Duration = Duration::from_secs(3);
 /// Who has not said so for this long is dead.
-const SILENCE: Duration = Duration::from_secs(8);
+const SILENCE: Duration = Duration::from_secs(12);
 /// How long this process must have said so without a failure before it takes another for dead.
-const SETTLED: Duration = Duration::from_secs(10);
+const SETTLED: Duration = Duration::from_secs(15);
 /// Changes that wait to be stored. Of more, all are told again.
 const CHANGES_MAX: usize = 65_536;
 /// Changes, and wills, that go to or come from the store at once.
@@ -51,6 +54,8 @@ pub(crate) struct Wills {
     lost: AtomicBool,
     /// Whether other nodes may have wills of a client that has none here.
     among_others: bool,
+    /// Since when the store has known without a break that we live.
+    alive_since: Mutex<Option<Instant>>,
 }
 
 /// A will as it is kept.
@@ -124,7 +129,8 @@ impl Wills {
     ) -> (Arc<Self>, mpsc::Receiver<WillChange>) {
         let (changes, received) = mpsc::channel(CHANGES_MAX);
         let lost = AtomicBool::new(false);
-        (Arc::new(Self { owner, store, changes, lost, among_others }), received)
+        let alive_since = Mutex::default();
+        (Arc::new(Self { owner, store, changes, lost, among_others, alive_since }), received)
     }
 
     /// A session began, with or without a will.
@@ -140,6 +146,12 @@ impl Wills {
         self.tell(WillChange::End { key });
     }
 
+    /// Whether others may be taken for dead.
+    fn may_adopt(&self) -> bool {
+        let settled = |since: Instant| since.elapsed() >= SETTLED;
+        !self.among_others || self.alive_since.lock().is_some_and(settled)
+    }
+
     fn tell(&self, change: WillChange) {
         if let Err(mpsc::error::TrySendError::Full(_)) = self.changes.try_send(change) {
             self.lost.store(true, Ordering::Release);
@@ -148,31 +160,16 @@ impl Wills {
 }
 
 /// Keeps wills, and publishes those of the dead, until the server stops.
-pub(crate) async fn run(shared: Arc<Shared>, mut changes: mpsc::Receiver<WillChange>) {
-    let mut keeper = Keeper { shared, pending: Vec::new(), alive_since: None, failing: false };
-    let mut beat = tokio::time::interval(BEAT);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let stop = keeper.shared.stop.clone();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => break,
-            // What is not stored yet waits for the next beat.
-            _ = changes.recv_many(&mut keeper.pending, BATCH), if keeper.pending.is_empty() => {
-                keeper.flush().await;
-            }
-            _ = beat.tick() => {
-                let due = keeper.beat().await;
-                while keeper.flush().await && !changes.is_empty() {
-                    changes.recv_many(&mut keeper.pending, BATCH).await;
-                }
-                if due && keeper.pending.is_empty() {
-                    keeper.adopt().await;
-                }
-            }
-        }
+pub(crate) async fn run(shared: Arc<Shared>, changes: mpsc::Receiver<WillChange>) {
+    let (stop, wills) = (shared.stop.clone(), Arc::clone(&shared.wills));
+    let mut keeper = Keeper { shared, pending: Vec::new(), failing: false };
+    // Beside each other: what is slow to be stored must not make others take us for dead.
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = live(&wills) => {}
+        () = keeper.keep(changes) => {}
     }
     // Clients are told that the server stops, and no will is published for that.
-    let wills = &keeper.shared.wills;
     match timeout(END_MAX, wills.store.forget_owner(wills.owner)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => warn!(%error, "wills are left that another node may publish"),
@@ -180,17 +177,60 @@ pub(crate) async fn run(shared: Arc<Shared>, mut changes: mpsc::Receiver<WillCha
     }
 }
 
+/// Says that we live, for ever.
+async fn live(wills: &Wills) {
+    let mut beat = tokio::time::interval(BEAT);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        beat.tick().await;
+        match timeout(BEAT_MAX, wills.store.beat(wills.owner)).await {
+            Ok(Ok(known)) => {
+                wills.alive_since.lock().get_or_insert_with(Instant::now);
+                if !known {
+                    // We are new, or others took us for dead.
+                    wills.lost.store(true, Ordering::Release);
+                }
+            }
+            Ok(Err(_)) | Err(_) => *wills.alive_since.lock() = None,
+        }
+    }
+}
+
 struct Keeper {
     shared: Arc<Shared>,
     /// Changes that are not stored yet.
     pending: Vec<WillChange>,
-    /// Since when the store knows that we live.
-    alive_since: Option<Instant>,
     /// Whether the store failed when last asked: an outage is logged once.
     failing: bool,
 }
 
 impl Keeper {
+    /// Stores what changes, and from time to time looks for the dead.
+    async fn keep(&mut self, mut changes: mpsc::Receiver<WillChange>) {
+        let wills = Arc::clone(&self.shared.wills);
+        let mut look = tokio::time::interval(BEAT);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                // What could not be stored waits for the next look.
+                _ = changes.recv_many(&mut self.pending, BATCH), if self.pending.is_empty() => {
+                    self.flush().await;
+                }
+                _ = look.tick() => {
+                    if wills.lost.swap(false, Ordering::AcqRel) {
+                        self.tell_all(&wills).await;
+                    }
+                    while self.flush().await && !changes.is_empty() {
+                        changes.recv_many(&mut self.pending, BATCH).await;
+                    }
+                    if self.pending.is_empty() && wills.may_adopt() {
+                        self.adopt().await;
+                    }
+                }
+            }
+        }
+    }
+
     fn told<T>(&mut self, answer: Result<T, RegistryError>) -> Option<T> {
         match answer {
             Ok(answer) => {
@@ -200,7 +240,6 @@ impl Keeper {
                 Some(answer)
             }
             Err(error) => {
-                self.alive_since = None;
                 if !std::mem::replace(&mut self.failing, true) {
                     warn!(%error, "wills cannot be kept: those of a node that dies now may not be published");
                 }
@@ -222,18 +261,6 @@ impl Keeper {
             self.pending.clear();
         }
         stored
-    }
-
-    /// Says that we live. Returns whether others may be taken for dead.
-    async fn beat(&mut self) -> bool {
-        let wills = Arc::clone(&self.shared.wills);
-        let known = wills.store.beat(wills.owner).await;
-        let Some(known) = self.told(known) else { return false };
-        let since = *self.alive_since.get_or_insert_with(Instant::now);
-        if !known || wills.lost.swap(false, Ordering::AcqRel) {
-            self.tell_all(&wills).await;
-        }
-        !wills.among_others || since.elapsed() >= SETTLED
     }
 
     /// Stores all wills anew: others took us for dead, or changes were lost.
