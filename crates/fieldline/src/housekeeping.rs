@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldline_contracts::registry::typed;
-use fieldline_contracts::{Cluster, Kind, Page, Platform, Retention, cluster};
+use fieldline_contracts::{Cluster, Kind, Lease, Page, Platform, Retention, cluster};
 use fieldline_gateway::Gateway;
 use fieldline_model::{Account, Timestamp};
 
@@ -62,9 +62,11 @@ pub(crate) async fn retain(platform: Platform, cluster: Arc<dyn Cluster>, mark: 
     loop {
         match cluster::hold(&*cluster, RETENTION_KEY).await {
             Ok(lease) => {
+                // Who slept past its lease does nothing more, though it was about to.
                 tokio::select! {
-                    () = retain_alone(&platform, mark.as_deref()) => {}
+                    biased;
                     () = lease.lost() => {}
+                    () = retain_alone(&platform, &lease, mark.as_deref()) => {}
                 }
             }
             // It has left: the end.
@@ -73,7 +75,7 @@ pub(crate) async fn retain(platform: Platform, cluster: Arc<dyn Cluster>, mark: 
     }
 }
 
-async fn retain_alone(platform: &Platform, mark: Option<&Path>) {
+async fn retain_alone(platform: &Platform, lease: &Lease, mark: Option<&Path>) {
     let mut ticks = tokio::time::interval(RETAIN_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut trust = Trust { last: mark.and_then(read_mark), steady: STEADY_LOOKS };
@@ -87,7 +89,7 @@ async fn retain_alone(platform: &Platform, mark: Option<&Path>) {
         if let Some(Err(error)) = mark.map(|mark| std::fs::write(mark, now.to_string())) {
             tracing::warn!(%error, "the time of the last retention cannot be noted");
         }
-        if let Err(error) = all_accounts(platform, now).await {
+        if let Err(error) = all_accounts(platform, lease, now).await {
             tracing::warn!(error, "accounts could not be listed for retention; trying again later");
         }
     }
@@ -114,8 +116,9 @@ impl Trust {
     }
 }
 
-/// Retention of each account. One that fails is tried again next time, and does not end the others'.
-async fn all_accounts(platform: &Platform, now: Timestamp) -> Result<(), String> {
+/// Retention of each account, for as long as the lease is held. One that fails is tried again next time, and does not end
+/// the others'.
+async fn all_accounts(platform: &Platform, lease: &Lease, now: Timestamp) -> Result<(), String> {
     let mut page = Page::first(1_000);
     loop {
         let listed = platform.registry.list_everywhere(Kind::Account, &page).await;
@@ -138,6 +141,9 @@ async fn all_accounts(platform: &Platform, now: Timestamp) -> Result<(), String>
             };
             if retention.before.is_none() && retention.bytes_max.is_none() {
                 continue;
+            }
+            if !lease.is_held() {
+                return Ok(());
             }
             match platform.history.retain(retention).await {
                 Ok(0) => {}

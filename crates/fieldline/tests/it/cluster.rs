@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fieldline_testkit::servers::{Etcd, Mosquitto, Postgres, Redis};
+use fieldline_testkit::servers::{Etcd, Mosquitto, Place, Postgres, Redis};
 use rustix::process::Signal;
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
@@ -23,29 +23,38 @@ use crate::server::{PATIENCE, Server, TOKEN, wait_for};
 const DEVICES: usize = 12;
 
 /// The servers that a cluster stands on.
-struct World {
-    etcd: Etcd,
-    postgres: Postgres,
-    redis: Redis,
-    broker: Mosquitto,
+pub(crate) struct World {
+    pub(crate) etcd: Etcd,
+    pub(crate) postgres: Postgres,
+    pub(crate) redis: Redis,
+    pub(crate) broker: Mosquitto,
     folder: TempDir,
 }
 
 impl World {
-    fn start() -> Self {
-        let (etcd, postgres) = (Etcd::start(), Postgres::start());
-        let (redis, broker) = (Redis::start(), Mosquitto::start());
-        Self { etcd, postgres, redis, broker, folder: tempfile::tempdir().unwrap() }
+    pub(crate) fn start() -> Self {
+        Self::start_at(&[(); 4].map(|()| Place::here()))
+    }
+
+    /// Starts etcd, PostgreSQL, Redis and the broker, each at a place of its own.
+    pub(crate) fn start_at([etcd, postgres, redis, broker]: &[Place; 4]) -> Self {
+        Self {
+            etcd: Etcd::start_at(etcd),
+            postgres: Postgres::start_at(postgres, &[]),
+            redis: Redis::start_at(redis, &[]),
+            broker: Mosquitto::start_at(broker, ""),
+            folder: tempfile::tempdir().unwrap(),
+        }
     }
 
     /// The configuration of a node, whose channels listen on an address of its own.
-    fn config(&self, number: usize) -> PathBuf {
+    pub(crate) fn config(&self, number: usize) -> PathBuf {
         let text = format!(
             "[node]\nlisten = \"127.0.0.1:0\"\netcd = [\"{}\"]\n[postgres]\nurl = \"{}\"\n[redis]\nurl = \"{}\"\n[mqtt_bus]\nurl = \"{}\"\n[gateway]\nlisten_address = \"{}\"\nlisten_retry_delay = \"200ms\"\nlost_after = \"2s\"\n[balancers]\naddresses = [\"{}\"]\n",
             self.etcd.url(),
             self.postgres.url(),
             self.redis.url(),
-            self.broker_url(),
+            self.broker.url(),
             address(number),
             balancer::ADDRESS,
         );
@@ -54,21 +63,17 @@ impl World {
         path
     }
 
-    fn broker_url(&self) -> String {
-        format!("mqtt://127.0.0.1:{}", self.broker.port())
-    }
-
-    fn node(&self, number: usize) -> Server {
+    pub(crate) fn node(&self, number: usize) -> Server {
         Server::node(&self.config(number), &format!("node-{number}"))
     }
 }
 
-fn address(number: usize) -> String {
+pub(crate) fn address(number: usize) -> String {
     format!("127.0.0.{}", number + 1)
 }
 
 /// Makes a channel at the first node and waits until all listen; returns where.
-fn channel(nodes: &[&Server]) -> Vec<String> {
+pub(crate) fn channel(nodes: &[&Server]) -> Vec<String> {
     let (id, port) = nodes[0].channel("wialon_ips", "tcp", json!({}));
     let began = Instant::now();
     wait_for("the channel to listen on each node", || {

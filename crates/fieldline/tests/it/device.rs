@@ -14,10 +14,36 @@ use crate::server::Server;
 /// Messages in a black-box packet.
 const BATCH: u64 = 5;
 
-/// Devices that send as fast as they are acknowledged.
+/// How devices behave.
+#[derive(Clone, Copy)]
+pub(crate) struct Manner {
+    /// How long an answer may take; then the connection counts as lost.
+    pub(crate) patience: Duration,
+    /// Rest between an answer and what is sent next.
+    pub(crate) rest: Duration,
+}
+
+impl Manner {
+    /// As fast as they are acknowledged.
+    pub(crate) const FAST: Self = Self { patience: Duration::from_secs(20), rest: Duration::ZERO };
+}
+
+/// What a device has come to.
+#[derive(Default)]
+struct Device {
+    ident: String,
+    /// Messages that were acknowledged.
+    acked: AtomicU64,
+    /// Answers that acknowledged them.
+    answers: AtomicU64,
+    /// Connections on which it signed in.
+    connections: AtomicU64,
+}
+
+/// Devices that send what was not acknowledged again.
 pub(crate) struct Fleet {
     stop: Arc<AtomicBool>,
-    devices: Vec<(String, Arc<AtomicU64>, JoinHandle<()>)>,
+    devices: Vec<(Arc<Device>, JoinHandle<()>)>,
 }
 
 impl Fleet {
@@ -28,11 +54,16 @@ impl Fleet {
 
     /// Starts `count` devices that connect to one of `places`, and to the next where a connection is lost.
     pub(crate) fn start_at(places: &[String], count: usize) -> Self {
+        Self::start_with(places, count, Manner::FAST)
+    }
+
+    /// The same, in a manner of their own.
+    pub(crate) fn start_with(places: &[String], count: usize, manner: Manner) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let start_one = |n: usize| {
-            let (ident, acked) = (format!("kill-{n:03}"), Arc::new(AtomicU64::new(0)));
+            let device = Arc::new(Device { ident: format!("kill-{n:03}"), ..Device::default() });
             let thread = {
-                let (stop, ident, acked) = (Arc::clone(&stop), ident.clone(), Arc::clone(&acked));
+                let (stop, device) = (Arc::clone(&stop), Arc::clone(&device));
                 let mut places: Vec<String> = places.to_vec();
                 let first = n % places.len();
                 places.rotate_left(first);
@@ -42,27 +73,46 @@ impl Fleet {
                             return;
                         }
                         // A failure of any kind is a lost connection: try again.
-                        let _lost = drive(place, &ident, &acked, &stop);
+                        let _lost = drive(place, &device, manner, &stop);
                         std::thread::sleep(Duration::from_millis(20));
                     }
                 })
             };
-            (ident, acked, thread)
+            (device, thread)
         };
         Self { devices: (0..count).map(start_one).collect(), stop }
     }
 
+    fn each(&self, count: impl Fn(&Device) -> &AtomicU64) -> Vec<u64> {
+        self.devices.iter().map(|(device, _)| count(device).load(Ordering::SeqCst)).collect()
+    }
+
     /// Messages acknowledged so far.
     pub(crate) fn acked(&self) -> u64 {
-        self.devices.iter().map(|(_, acked, _)| acked.load(Ordering::SeqCst)).sum()
+        self.each(|device| &device.acked).iter().sum()
+    }
+
+    /// The most messages that one device has had acknowledged.
+    pub(crate) fn most(&self) -> u64 {
+        self.each(|device| &device.acked).into_iter().max().unwrap_or_default()
+    }
+
+    /// Acknowledgements that each device had so far.
+    pub(crate) fn answers(&self) -> Vec<u64> {
+        self.each(|device| &device.answers)
+    }
+
+    /// Connections that each device has made so far.
+    pub(crate) fn connections(&self) -> Vec<u64> {
+        self.each(|device| &device.connections)
     }
 
     /// Stops sending, and returns for each ident how many messages were acknowledged: 1 to that number.
     pub(crate) fn finish(self) -> BTreeMap<String, u64> {
         self.stop.store(true, Ordering::Relaxed);
-        let finish_one = |(ident, acked, thread): (String, Arc<AtomicU64>, JoinHandle<()>)| {
+        let finish_one = |(device, thread): (Arc<Device>, JoinHandle<()>)| {
             thread.join().unwrap();
-            (ident, acked.load(Ordering::SeqCst))
+            (device.ident.clone(), device.acked.load(Ordering::SeqCst))
         };
         self.devices.into_iter().map(finish_one).collect()
     }
@@ -76,9 +126,10 @@ fn clock(seq: u64) -> String {
 }
 
 /// One connection: sign in, then send what comes after the last acknowledged message, single or as a batch.
-fn drive(place: &str, ident: &str, acked: &AtomicU64, stop: &AtomicBool) -> std::io::Result<()> {
-    let stream = TcpStream::connect(place)?;
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+fn drive(place: &str, device: &Device, manner: Manner, stop: &AtomicBool) -> std::io::Result<()> {
+    let address = place.parse().map_err(std::io::Error::other)?;
+    let stream = TcpStream::connect_timeout(&address, manner.patience)?;
+    stream.set_read_timeout(Some(manner.patience))?;
     stream.set_nodelay(true)?;
     let (mut answers, mut stream) = (BufReader::new(stream.try_clone()?), stream);
     let mut exchange = |line: String, expected: String| {
@@ -87,7 +138,8 @@ fn drive(place: &str, ident: &str, acked: &AtomicU64, stop: &AtomicBool) -> std:
         answers.read_line(&mut answer)?;
         if answer == expected { Ok(()) } else { Err(std::io::Error::other(format!("{answer:?}"))) }
     };
-    exchange(format!("#L#{ident};NA\r\n"), "#AL#1\r\n".to_owned())?;
+    exchange(format!("#L#{};NA\r\n", device.ident), "#AL#1\r\n".to_owned())?;
+    device.connections.fetch_add(1, Ordering::SeqCst);
     let body = |seq: u64| {
         format!(
             "{};5355.0926;N;02732.4099;E;{};90;200;9;1.1;NA;NA;NA;NA;seq:1:{seq}",
@@ -96,7 +148,7 @@ fn drive(place: &str, ident: &str, acked: &AtomicU64, stop: &AtomicBool) -> std:
         )
     };
     while !stop.load(Ordering::Relaxed) {
-        let next = acked.load(Ordering::SeqCst) + 1;
+        let next = device.acked.load(Ordering::SeqCst) + 1;
         let count = if next.is_multiple_of(3) { BATCH } else { 1 };
         if count == 1 {
             exchange(format!("#D#{}\r\n", body(next)), "#AD#1\r\n".to_owned())?;
@@ -104,7 +156,9 @@ fn drive(place: &str, ident: &str, acked: &AtomicU64, stop: &AtomicBool) -> std:
             let bodies: Vec<String> = (next..next + count).map(body).collect();
             exchange(format!("#B#{}\r\n", bodies.join("|")), format!("#AB#{count}\r\n"))?;
         }
-        acked.store(next + count - 1, Ordering::SeqCst);
+        device.acked.store(next + count - 1, Ordering::SeqCst);
+        device.answers.fetch_add(1, Ordering::SeqCst);
+        std::thread::sleep(manner.rest);
     }
     Ok(())
 }

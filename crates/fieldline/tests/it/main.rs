@@ -15,6 +15,7 @@ mod config_errors;
 mod device;
 mod disk_full;
 mod doctor;
+mod faults;
 mod kill;
 mod mqtt;
 mod mqtt_nodes;

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use fieldline_testkit::servers::Place;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value as Json, json};
 
@@ -96,12 +97,38 @@ impl Server {
         server
     }
 
+    /// Starts one node of a cluster at a place, with these roles and without a master; it may not be ready yet.
+    pub(crate) fn node_at(place: &Place, config: &Path, name: &str, roles: &str) -> Self {
+        let [http, mqtt] = [(); 2].map(|()| place.socket(free_port()).to_string());
+        let node = place
+            .command(env!("CARGO_BIN_EXE_fieldline"))
+            .args(["serve", "--node", name, "--role", roles])
+            .args(["--http", &http, "--mqtt", &mqtt, "--config"])
+            .arg(config)
+            .env("FIELDLINE_ADMIN_TOKEN", TOKEN)
+            .env("RUST_LOG", "warn")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let worker = Pid::from_raw(i32::try_from(node.id()).unwrap()).unwrap();
+        Self { master: node, http, mqtt, worker }
+    }
+
     /// Sends a signal to the worker, if there is one now: one that was stopped past its lease is ended, and started again.
     pub(crate) fn signal(&self, signal: Signal) {
-        if let Some(worker) = self.present_worker() {
+        let own = i32::try_from(self.master.id()).ok().and_then(Pid::from_raw);
+        // One without a master is its own worker.
+        let alone = (own == Some(self.worker)).then_some(self.worker);
+        if let Some(worker) = self.present_worker().or(alone) {
             // It may end in between.
             let _ended = kill_process(worker, signal);
         }
+    }
+
+    /// Whether a node has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.master.try_wait().unwrap().is_some()
     }
 
     /// The process that holds everything.
@@ -229,8 +256,20 @@ pub(crate) fn request(
     path: &str,
     body: Option<&Json>,
 ) -> Option<(u16, Json)> {
-    let mut stream = TcpStream::connect(address).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    request_within(PATIENCE, address, token, method, path, body)
+}
+
+/// The same, for as long as this.
+pub(crate) fn request_within(
+    patience: Duration,
+    address: &str,
+    token: &str,
+    method: &str,
+    path: &str,
+    body: Option<&Json>,
+) -> Option<(u16, Json)> {
+    let mut stream = TcpStream::connect_timeout(&address.parse().ok()?, patience).ok()?;
+    stream.set_read_timeout(Some(patience)).ok()?;
     let body = body.map(ToString::to_string).unwrap_or_default();
     let head = format!(
         "{method} {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",

@@ -342,8 +342,10 @@ fn launch(name: &str, place: &Place, folder: &Path, port: u16, peer: &str) -> La
         ["--logger", "zap"],
         ["--log-level", "warn"],
     ];
+    // A member that was cut off makes no election when it comes back; newer versions do so by themselves.
+    let arguments = arguments.concat().into_iter().chain(["--pre-vote"]);
     let program = find("etcd", "etcd-server");
-    Launch::new(&program, arguments.concat(), folder, port).named(name).at(place)
+    Launch::new(&program, arguments, folder, port).named(name).at(place)
 }
 
 /// The same with these members in the cluster, instead of what it was told before.

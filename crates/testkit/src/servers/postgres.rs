@@ -2,6 +2,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::place::Place;
@@ -107,6 +108,37 @@ impl Postgres {
         std::thread::sleep(std::time::Duration::from_secs(1));
         self.process.start_again();
         self.accepts();
+    }
+
+    /// Sends SIGSTOP to it and its children, which serve the connections.
+    ///
+    /// # Panics
+    ///
+    /// When the system refuses to.
+    pub fn pause(&self) {
+        self.process.pause();
+        self.signal_children(Signal::STOP);
+    }
+
+    /// Sends SIGCONT to all of them.
+    ///
+    /// # Panics
+    ///
+    /// When the system refuses to.
+    pub fn resume(&self) {
+        self.signal_children(Signal::CONT);
+        self.process.resume();
+    }
+
+    /// It starts no more while it is stopped itself.
+    fn signal_children(&self, signal: Signal) {
+        let Some(parent) = self.process.id() else { return };
+        let path = format!("/proc/{parent}/task/{parent}/children");
+        let children = std::fs::read_to_string(path).expect("its children are listed");
+        for child in children.split_whitespace().filter_map(|id| id.parse().ok()) {
+            // It may have ended meanwhile.
+            Pid::from_raw(child).map(|pid| kill_process(pid, signal));
+        }
     }
 
     /// Such as `postgres://postgres@127.0.0.1:40123/postgres`.

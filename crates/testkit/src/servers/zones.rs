@@ -101,6 +101,26 @@ impl Zones {
         ));
     }
 
+    /// What zone `from` sends to zone `to` is lost; all else goes through.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such zone, or the system refuses to; here and below.
+    pub fn cut_link(&self, from: usize, to: usize) {
+        self.nft(&format!("add element bridge cut links {{ {} }}\n", self.link(from, to)));
+    }
+
+    /// What zone `from` sends to zone `to` goes through again.
+    pub fn heal_link(&self, from: usize, to: usize) {
+        self.nft(&format!("delete element bridge cut links {{ {} }}\n", self.link(from, to)));
+    }
+
+    fn link(&self, from: usize, to: usize) -> String {
+        self.check(from);
+        self.check(to);
+        format!("{} . {}", port(from), port(to))
+    }
+
     fn drop_from(&self, zone: usize) {
         self.check(zone);
         self.nft(&format!("add element bridge cut from {{ {} }}\n", port(zone)));
@@ -150,13 +170,19 @@ impl Zones {
             ip(&["-n", &namespace, "address", "add", &address, "dev", "eth0"]);
             ip(&["-n", &namespace, "link", "set", "eth0", "up"]);
             ip(&["-n", &namespace, "link", "set", "lo", "up"]);
+            // Away from the ports of `free_port`: none may be taken by a connection from there while a server is restarted.
+            let range = "echo 10000 30000 > /proc/sys/net/ipv4/ip_local_port_range";
+            ip(&["netns", "exec", &namespace, "sh", "-c", range]);
         }
         self.nft(
             "add table bridge cut\n\
              add set bridge cut from { type ifname; }\nadd set bridge cut to { type ifname; }\n\
+             add set bridge cut links { type ifname . ifname; }\n\
              add chain bridge cut in { type filter hook prerouting priority 0; }\n\
+             add chain bridge cut through { type filter hook forward priority 0; }\n\
              add chain bridge cut out { type filter hook postrouting priority 0; }\n\
-             add rule bridge cut in iifname @from drop\nadd rule bridge cut out oifname @to drop\n",
+             add rule bridge cut in iifname @from drop\nadd rule bridge cut out oifname @to drop\n\
+             add rule bridge cut through iifname . oifname @links drop\n",
         );
     }
 
