@@ -29,7 +29,7 @@ async fn member(port: u16, name: &str, peers: Arc<dyn Peers>) -> EtcdCluster {
     cluster
 }
 
-async fn members(cluster: &EtcdCluster, names: &[&str], most: Duration) {
+pub(crate) async fn members(cluster: &EtcdCluster, names: &[&str], most: Duration) {
     let mut membership = cluster.membership();
     let seen = membership.wait_for(|all| {
         all.fresh && all.members.iter().map(|one| one.node.name.as_str()).eq(names.iter().copied())
@@ -37,7 +37,7 @@ async fn members(cluster: &EtcdCluster, names: &[&str], most: Duration) {
     timeout(most, seen).await.expect("the members are seen").unwrap();
 }
 
-async fn held(cluster: &EtcdCluster, key: &str) -> Lease {
+pub(crate) async fn held(cluster: &EtcdCluster, key: &str) -> Lease {
     timeout(Duration::from_secs(20), hold(cluster, key)).await.expect("it becomes free").unwrap()
 }
 

@@ -8,6 +8,7 @@
 )]
 
 mod faults;
+mod peers;
 
 use std::sync::Arc;
 
