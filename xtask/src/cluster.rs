@@ -11,8 +11,7 @@ pub(crate) fn start() -> Result<(), Failure> {
     packages::ensure(&[packages::SERVERS, balancer.as_slice()].concat())?;
     console::build()?;
     run("cargo", ["build", "--release", "--locked", "--package", "fieldline"])?;
-    let example =
-        ["--package", "fieldline-testkit", "--features", "servers", "--example", "cluster"];
+    let example = ["--package", "fieldline-testkit", "--features", "s3", "--example", "cluster"];
     run("cargo", [["build", "--locked"].as_slice(), &example].concat())?;
     let program = target().join("debug/examples/cluster");
     // It is this process from here on: Ctrl-C reaches it, and it ends what it started in order.

@@ -1,5 +1,5 @@
 //! A whole cluster on this machine, to look at and to break: three etcd, three PostgreSQL under Patroni, Redis, a broker,
-//! three nodes in three zones, a balancer and a fleet. `cargo xtask cluster` builds what it takes and runs it.
+//! object storage, three nodes in three zones, a balancer and a fleet. `cargo xtask cluster` builds what it takes and runs it.
 //!
 //! It stops everything at the end of its input, at Ctrl-C and at SIGTERM; what it started ends too when it is killed.
 
@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use fieldline_testkit::servers::{
-    Database, EtcdCluster, Launch, Mosquitto, Pace, Patroni, Place, Process, Redis, Signal,
+    Database, EtcdCluster, Launch, Mosquitto, Pace, Patroni, Place, Process, Redis, S3, Signal,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -34,6 +34,10 @@ const DATABASE_END_MAX: Duration = Duration::from_secs(20);
 const COMMANDS_MAX: usize = 16;
 
 fn main() -> ExitCode {
+    // The S3 server is this program, started again.
+    if S3::serve_if_told() {
+        return ExitCode::SUCCESS;
+    }
     // What cannot be started panics with a sentence that says what and where its log is; all that runs is then stopped.
     std::panic::set_hook(Box::new(|panic| {
         say(&format!("\ncannot go on: {}", panic.payload_as_str().unwrap_or("a fault")));
@@ -110,6 +114,7 @@ struct Running {
     nodes: Vec<Process>,
     redis: Redis,
     broker: Mosquitto,
+    s3: S3,
     patroni: Patroni,
     etcd: EtcdCluster,
 }
@@ -134,19 +139,25 @@ fn run(
     let places = [place(31), place(32), place(33)];
     let mut patroni = Patroni::start_at(&places, &etcd.hosts(), Pace::Shipped);
     let database = patroni.make_database("fieldline");
-    say("starting Redis and the broker");
+    say("starting Redis, the broker and object storage");
     let redis = Redis::start_at(&place(41), &[]);
     // As the guide says: twice as many live items, and none dropped at full load.
     let lines = "persistence false\nmax_inflight_messages 0\nmax_queued_messages 100000\nset_tcp_nodelay true";
     let broker = Mosquitto::start_at(&place(51), lines);
 
+    let s3 = S3::start_at(&place(61));
+    let (key, secret) = s3.key();
+
     say("starting three nodes");
     let token = token()?;
     let shared = format!(
-        "etcd = [\"{}\"]\n[postgres]\nurl = \"{database}\"\n[redis]\nurl = \"{}\"\n[mqtt_bus]\nurl = \"{}\"\n",
+        "etcd = [\"{}\"]\n[postgres]\nurl = \"{database}\"\n[redis]\nurl = \"{}\"\n[mqtt_bus]\nurl = \"{}\"\n\
+         [blobs]\nurl = \"s3://{}/cluster\"\nendpoint = \"{}\"\naccess_key_id = \"{key}\"\nsecret_access_key = \"{secret}\"\n",
         etcd.urls().join("\", \""),
         redis.url(),
         broker.url(),
+        s3.bucket(),
+        s3.endpoint(),
     );
     let start =
         |(zone, last): (&&str, u8)| node(program, folder, zone, &place(last), &shared, &token);
@@ -164,7 +175,7 @@ fn run(
         vehicles.until(|| acknowledged(&log));
     }
     let mut running =
-        Running { fleet: fleet.into(), balancer, nodes, redis, broker, patroni, etcd };
+        Running { fleet: fleet.into(), balancer, nodes, redis, broker, s3, patroni, etcd };
 
     say("\nA cluster runs on this machine.\n");
     say(&running.table());
@@ -217,6 +228,7 @@ impl Running {
         }
         match name {
             "redis" => Some(Thing::Process(&mut self.redis.process)),
+            "s3" => Some(Thing::Process(&mut self.s3.process)),
             "mosquitto" => Some(Thing::Process(&mut self.broker.process)),
             "balancer" => Some(Thing::Process(&mut self.balancer)),
             _ => None,
@@ -267,7 +279,7 @@ impl Running {
             }
             rows.push([database.process.name().to_owned(), (*zone).to_owned(), place, ids]);
         }
-        for process in [&mut self.redis.process, &mut self.broker.process] {
+        for process in [&mut self.redis.process, &mut self.broker.process, &mut self.s3.process] {
             let place = process.socket().to_string();
             rows.push([process.name().to_owned(), String::new(), place, id(process)]);
         }
