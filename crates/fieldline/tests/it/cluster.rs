@@ -59,7 +59,10 @@ impl World {
             balancer::ADDRESS,
         );
         let path = self.folder.path().join(format!("node-{number}.toml"));
-        std::fs::write(&path, text).unwrap();
+        // Renamed into place: a node that starts may be reading it, where several share a number.
+        let written = path.with_extension("new");
+        std::fs::write(&written, text).unwrap();
+        std::fs::rename(&written, &path).unwrap();
         path
     }
 

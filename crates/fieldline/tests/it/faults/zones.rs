@@ -26,8 +26,7 @@ fn config(
     [etcd, postgres, redis, broker]: &[String; 4],
 ) -> PathBuf {
     let text = format!(
-        "[node]\nlisten = \"{}:0\"\nzone = \"{zone}\"\netcd = {etcd}\n[postgres]\nurl = \"{postgres}\"\n[redis]\nurl = \"{redis}\"\n[mqtt_bus]\nurl = \"{broker}\"\n[gateway]\nlisten_address = \"{}\"\nlisten_retry_delay = \"200ms\"\n",
-        place.address(),
+        "[node]\nlisten = \"127.0.0.1:0\"\nzone = \"{zone}\"\netcd = {etcd}\n[postgres]\nurl = \"{postgres}\"\n[redis]\nurl = \"{redis}\"\n[mqtt_bus]\nurl = \"{broker}\"\n[gateway]\nlisten_address = \"{}\"\nlisten_retry_delay = \"200ms\"\n",
         place.address(),
     );
     let path = folder.path().join(format!("node-{zone}.toml"));
