@@ -26,7 +26,7 @@ finish() {
 }
 trap finish EXIT INT TERM
 
-setsid etcd --data-dir "$work/etcd" --log-level error --listen-client-urls http://127.0.0.1:$base \
+setsid etcd --enable-v2 --data-dir "$work/etcd" --log-level error --listen-client-urls http://127.0.0.1:$base \
     --advertise-client-urls http://127.0.0.1:$base --listen-peer-urls http://127.0.0.1:$((base + 1)) \
     --initial-advertise-peer-urls http://127.0.0.1:$((base + 1)) --initial-cluster default=http://127.0.0.1:$((base + 1)) > "$work/etcd.log" 2>&1 &
 echo $! > "$work/etcd.session"
@@ -34,7 +34,7 @@ echo $! > "$work/etcd.session"
 start() {
     mkdir -p "$work/$1"
     [ -n "$user" ] && chown postgres "$work/$1"
-    PATRONI_NAME=db-$1 PATRONI_ETCD3_HOSTS=127.0.0.1:$base \
+    PATRONI_NAME=db-$1 PATRONI_ETCD_HOSTS=127.0.0.1:$base \
         PATRONI_RESTAPI_LISTEN=127.0.0.1:$((base + 10 + $1)) PATRONI_RESTAPI_CONNECT_ADDRESS=127.0.0.1:$((base + 10 + $1)) \
         PATRONI_POSTGRESQL_LISTEN=127.0.0.1:$((base + 20 + $1)) PATRONI_POSTGRESQL_CONNECT_ADDRESS=127.0.0.1:$((base + 20 + $1)) \
         PATRONI_POSTGRESQL_DATA_DIR="$work/$1/data" PATRONI_POSTGRESQL_BIN_DIR="$bin" PATRONI_POSTGRESQL_PGPASS="$work/$1/pgpass" \

@@ -20,7 +20,8 @@ use crate::server::{PATIENCE, Server, TOKEN, free_port, wait_for};
 /// Longest that the API takes when a node does not answer: its deadline of a second, and a slow machine.
 const API_MAX: Duration = Duration::from_secs(4);
 
-fn certificates(folder: &Path, args: &[&str]) {
+/// Runs `fieldline certificates` on the files in `folder`.
+pub(crate) fn certificates(folder: &Path, args: &[&str]) {
     let made = Command::new(env!("CARGO_BIN_EXE_fieldline"))
         .arg("certificates")
         .args(args)

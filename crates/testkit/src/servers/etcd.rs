@@ -342,8 +342,9 @@ fn launch(name: &str, place: &Place, folder: &Path, port: u16, peer: &str) -> La
         ["--logger", "zap"],
         ["--log-level", "warn"],
     ];
-    // A member that was cut off makes no election when it comes back; newer versions do so by themselves.
-    let arguments = arguments.concat().into_iter().chain(["--pre-vote"]);
+    // A member that was cut off makes no election when it comes back; newer versions do so by themselves. Patroni speaks
+    // version 2 of the interface.
+    let arguments = arguments.concat().into_iter().chain(["--pre-vote", "--enable-v2"]);
     let program = find("etcd", "etcd-server");
     Launch::new(&program, arguments, folder, port).named(name).at(place)
 }

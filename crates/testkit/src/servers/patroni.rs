@@ -367,7 +367,7 @@ fn database(
     launch = Launch { user: Some("postgres"), ..launch.named(format!("db-{number}")).at(place) };
     let environment = [
         ("NAME", format!("db-{number}")),
-        ("ETCD3_HOSTS", etcd_hosts.join(",")),
+        ("ETCD_HOSTS", etcd_hosts.join(",")),
         ("RESTAPI_LISTEN", at(rest)),
         ("RESTAPI_CONNECT_ADDRESS", at(rest)),
         ("POSTGRESQL_LISTEN", at(port)),

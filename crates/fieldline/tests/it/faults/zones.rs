@@ -1,4 +1,4 @@
-//! PostgreSQL's primary killed: three nodes, three etcd and three PostgreSQL under Patroni, one
+//! PostgreSQL's primary killed, and a whole zone cut off: three nodes, three etcd and three PostgreSQL under Patroni, one
 //! of each in each zone.
 
 use std::cell::RefCell;
@@ -25,9 +25,11 @@ fn config(
     place: &Place,
     [etcd, postgres, redis, broker]: &[String; 4],
 ) -> PathBuf {
+    let (name, certificates) = (format!("node-{zone}"), folder.path());
+    crate::calls::certificates(certificates, &["issue", "--name", &name]);
+    let (address, certificates) = (place.address(), certificates.display());
     let text = format!(
-        "[node]\nlisten = \"127.0.0.1:0\"\nzone = \"{zone}\"\netcd = {etcd}\n[postgres]\nurl = \"{postgres}\"\n[redis]\nurl = \"{redis}\"\n[mqtt_bus]\nurl = \"{broker}\"\n[gateway]\nlisten_address = \"{}\"\nlisten_retry_delay = \"200ms\"\n",
-        place.address(),
+        "[node]\nlisten = \"{address}:0\"\nca = \"{certificates}/ca.pem\"\ncertificate = \"{certificates}/{name}.pem\"\nkey = \"{certificates}/{name}.key\"\nzone = \"{zone}\"\netcd = {etcd}\n[postgres]\nurl = \"{postgres}\"\n[redis]\nurl = \"{redis}\"\n[mqtt_bus]\nurl = \"{broker}\"\n[gateway]\nlisten_address = \"{address}\"\nlisten_retry_delay = \"200ms\"\n",
     );
     let path = folder.path().join(format!("node-{zone}.toml"));
     std::fs::write(&path, text).unwrap();
@@ -38,12 +40,12 @@ fn config(
 struct Stage {
     load: Load,
     nodes: Vec<Server>,
-    _etcd: EtcdCluster,
+    etcd: EtcdCluster,
     patroni: RefCell<Patroni>,
     _redis: Redis,
     _broker: Mosquitto,
     _folder: TempDir,
-    _zones: Zones,
+    zones: Zones,
 }
 
 impl Stage {
@@ -61,6 +63,7 @@ impl Stage {
             broker.url(),
         ];
         let folder = tempfile::tempdir().unwrap();
+        crate::calls::certificates(folder.path(), &["new-ca"]);
         let node = |zone: usize| {
             let config = config(&folder, zone, &places[zone], &urls);
             Server::node_at(&places[zone], &config, &format!("node-{zone}"), "gateway,rest,mqtt")
@@ -81,7 +84,7 @@ impl Stage {
         let load = Load::start(&targets, &nodes.iter().collect::<Vec<_>>(), MANNER);
         let patroni = RefCell::new(patroni);
         let (_redis, _broker, _folder) = (redis, broker, folder);
-        Self { load, nodes, _etcd: etcd, patroni, _redis, _broker, _folder, _zones: zones }
+        Self { load, nodes, etcd, patroni, _redis, _broker, _folder, zones }
     }
 
     fn whole(&self) -> Option<()> {
@@ -114,4 +117,30 @@ fn a_primary_may_die() {
     };
     stage.load.through(&fault, kill, restart, || stage.whole());
     stage.end("a primary killed");
+}
+
+/// A zone with a node, an etcd and PostgreSQL's primary hears and is heard no more, and comes back.
+#[test]
+fn a_whole_zone_may_be_cut_off() {
+    let stage = Stage::set();
+    let zone = stage.patroni.borrow_mut().whole();
+    let others: Vec<usize> = (0..ZONES).filter(|other| *other != zone).collect();
+    let leaders = if stage.etcd.leader() == Some(zone) { ", and the leader of etcd" } else { "" };
+    let fault = Fault {
+        what: &format!("a whole zone cut off, with PostgreSQL's primary{leaders}"),
+        lasts: Duration::ZERO,
+        effect: Effect::Failover,
+        serving: &others,
+    };
+    let heal = || {
+        let leader = stage.patroni.borrow().leader();
+        assert!(leader.is_some_and(|leader| leader != zone), "promoted: {leader:?}");
+        stage.zones.heal(zone);
+    };
+    stage.load.through(&fault, || stage.zones.cut(zone), heal, || stage.whole());
+    // The former primary comes back as a standby, and takes nothing from the new one.
+    let leader = stage.patroni.borrow_mut().whole();
+    assert_ne!(leader, zone, "the primary that was cut off leads again");
+    stage.load.all_get_on("all devices to be acknowledged once PostgreSQL is whole");
+    stage.end("a zone cut off");
 }
