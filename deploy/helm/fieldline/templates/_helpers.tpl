@@ -24,7 +24,29 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- default (include "fieldline.name" .) .Values.existingSecret }}
 {{- end }}
 
-{{/* The configuration file. */}}
+{{/* Where a node finds the files by which nodes know each other. */}}
+{{- define "fieldline.nodeFiles" -}}
+{{- with .Values.nodeCertificates }}
+{{- if and .authoritySecret .volume }}{{ fail "nodeCertificates has both authoritySecret and volume: leave one of them out" }}{{ end }}
+{{- if .authoritySecret -}}
+ca: /run/fieldline/ca.pem
+certificate: /run/fieldline/node.pem
+key: /run/fieldline/node.key
+{{- else if .volume -}}
+ca: /etc/fieldline-node/{{ .files.ca }}
+certificate: /etc/fieldline-node/{{ .files.certificate }}
+key: /etc/fieldline-node/{{ .files.key }}
+{{- else }}{{ fail "nodeCertificates.authoritySecret is missing: nodes know each other by certificates. Make an authority with `fieldline certificates new-ca` and a Secret of it with `kubectl create secret generic fieldline-authority --from-file=certificates/ca.pem --from-file=certificates/ca.key`, and name it" }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{/* The port of object storage. */}}
+{{- define "fieldline.blobsPort" -}}
+{{- $at := urlParse (default "https://aws" .Values.blobs.endpoint) }}
+{{- default (ternary "80" "443" (eq $at.scheme "http")) (regexFind ":[0-9]+$" $at.host | trimPrefix ":") }}
+{{- end }}
+
+{{/* The configuration file, but for what each pod adds to [node]: files/prepare.sh. */}}
 {{- define "fieldline.toml" -}}
 [node]
 etcd = {{ .Values.servers.etcd | toJson }}
@@ -52,6 +74,20 @@ tls_key = "/etc/fieldline-mqtt/tls.key"
 
 [balancers]
 addresses = {{ . | toJson }}
+{{- end }}
+{{- with .Values.blobs }}
+{{- if .url }}
+
+[blobs]
+url = {{ .url | toJson }}
+{{- if .endpoint }}
+endpoint = {{ .endpoint | toJson }}
+{{- end }}
+region = {{ .region | toJson }}
+{{- if .caSecret }}
+tls_ca = "/etc/fieldline-blobs/ca.crt"
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{ .Values.config }}
