@@ -9,7 +9,7 @@ if [ -n "$ISSUE_DAYS" ]; then
   cp -f /authority/ca.pem ca.pem
   # A link, so that the authority's key itself is nowhere but in the volume that this container alone has.
   ln -sf /authority/ca.key ca.key
-  fieldline certificates issue --folder . --name "$FIELDLINE_NODE" --days "$ISSUE_DAYS"
+  fieldline certificates issue --folder . --name "$FIELDLINE_NODE" --days "$ISSUE_DAYS" > /dev/null
   rm ca.key
   mv "$FIELDLINE_NODE.pem" node.pem
   mv "$FIELDLINE_NODE.key" node.key
