@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::place::Place;
@@ -344,7 +345,7 @@ impl Process {
         self.signal(Signal::CONT);
     }
 
-    /// Sends `signal` to it; nothing if it is not running.
+    /// Sends `signal` to it; nothing if it is not running, or has ended by itself.
     ///
     /// # Panics
     ///
@@ -352,7 +353,11 @@ impl Process {
     pub fn signal(&self, signal: Signal) {
         let Some(child) = &self.child else { return };
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        kill_process(pid.expect("a child has an id"), signal).expect("a child can be signalled");
+        match kill_process(pid.expect("a child has an id"), signal) {
+            // It ended, and that was noticed.
+            Err(Errno::SRCH) => {}
+            sent => sent.expect("a child can be signalled"),
+        }
     }
 }
 

@@ -118,6 +118,23 @@ fn zones_that_were_left_behind_are_removed() {
     assert!(TcpStream::connect(redis.process.socket()).is_ok(), "{listed}");
 }
 
+/// What ended by itself can be signalled and ended like what runs.
+#[test]
+fn a_process_may_end_by_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let none: [&str; 0] = [];
+    let mut process =
+        Process::spawn(Launch::new(std::path::Path::new("/bin/true"), none, folder.path(), 1));
+    let began = std::time::Instant::now();
+    while process.runs() {
+        assert!(began.elapsed() < Duration::from_secs(20), "it does not end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    process.pause();
+    process.resume();
+    assert!(process.end(Duration::from_secs(20)));
+}
+
 #[test]
 fn etcd_members_come_and_go() {
     let mut etcd = EtcdCluster::start();
