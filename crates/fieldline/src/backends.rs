@@ -76,7 +76,11 @@ impl Backends {
         let rebuilt = memory.rebuild(&*history).await;
         rebuilt.map_err(|error| Failure::Running(format!("reading last values: {error}")))?;
         let blobs = crate::blobs::of_one(&config.blobs, &data.join("blobs")).await?;
-        let commands = LocalCommands::new(Arc::clone(&registry), Arc::clone(&clock));
+        let node = describe("fieldline", "", None, &Role::ALL);
+        let cluster: Arc<dyn Cluster> = Arc::new(MemoryCluster::new());
+        cluster.join(node.clone()).await.map_err(setup)?;
+        let commands = LocalCommands::new(Arc::clone(&registry), Arc::clone(&clock))
+            .with_cluster(Arc::clone(&cluster));
         let platform = Platform {
             registry,
             history,
@@ -85,9 +89,6 @@ impl Backends {
             commands: Arc::new(commands.clone()),
             clock,
         };
-        let node = describe("fieldline", "", None, &Role::ALL);
-        let cluster: Arc<dyn Cluster> = Arc::new(MemoryCluster::new());
-        cluster.join(node.clone()).await.map_err(setup)?;
         let client_store: Arc<dyn ClientStore> = sqlite.clone();
         let engines = Engines::Embedded { registry: sqlite };
         let calls = MemoryCalls::new(&node.name);
