@@ -23,6 +23,9 @@ use crate::{Inner, REQUEST_MAX};
 const MARGIN: Duration = GRACE.saturating_add(Duration::from_millis(100));
 /// How long a peer may take to say whether etcd is gone for it too.
 const ASK_MAX: Duration = Duration::from_millis(400);
+/// For what part of a lease the word of all others lasts: time for two further questions, one of which may fail. They claim
+/// nothing for longer than that, a whole lease and more: see [`crate::view`].
+const WORD: (u32, u32) = (5, 6);
 /// Requests to etcd that wait for an answer at a time.
 const REQUESTS_MAX: usize = 64;
 
@@ -214,7 +217,7 @@ impl Inner {
         let answers = asking.join_all().await;
         let all = !answers.is_empty() && answers.iter().all(|gone| *gone);
         if all && !self.deadline.remaining().is_zero() {
-            self.deadline.renew(asked, self.ttl / 2);
+            self.deadline.renew(asked, self.ttl * WORD.0 / WORD.1);
             info!(
                 peers = answers.len(),
                 "etcd is gone for all: this node goes on with what it holds"

@@ -17,6 +17,8 @@ use super::place::Place;
 const START_MAX: Duration = Duration::from_secs(60);
 /// Longest that one try to connect may take.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
+/// Longest that its threads may take to stop.
+const STOP_MAX: Duration = Duration::from_secs(10);
 /// Of what a server has printed, as much as an error repeats.
 const PRINTED_LEN_MAX: usize = 4000;
 
@@ -335,9 +337,19 @@ impl Process {
         true
     }
 
-    /// Sends SIGSTOP: it keeps its sockets and answers nothing.
+    /// Sends SIGSTOP, and waits until each of its threads has stopped: it keeps its sockets and answers nothing.
+    ///
+    /// # Panics
+    ///
+    /// When it does not stop.
     pub fn pause(&self) {
         self.signal(Signal::STOP);
+        let Some(child) = &self.child else { return };
+        let began = Instant::now();
+        while !stopped(child.id()) {
+            assert!(began.elapsed() < STOP_MAX, "{} does not stop", self.name());
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Sends SIGCONT.
@@ -359,6 +371,17 @@ impl Process {
             sent => sent.expect("a child can be signalled"),
         }
     }
+}
+
+/// Whether each thread of a process has stopped, or the process has ended.
+fn stopped(id: u32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{id}/task")) else { return true };
+    threads.flatten().all(|thread| {
+        // One that has ended meanwhile stands still as well. The name before the state is in brackets.
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+        state.is_none_or(|state| "TtZX".contains(state))
+    })
 }
 
 impl Drop for Process {
