@@ -96,10 +96,9 @@ async fn strangers(target: &Target, place: &str) -> Finding {
 /// How many publications the broker keeps for a client that goes away and comes back.
 async fn queue(config: &MqttBusConfig, target: &Target, publisher: Opened) -> Result<u16, String> {
     let topic = format!("{}/doctor-{}/probe", config.prefix, target.client_id);
-    let away = Target {
-        client_id: format!("{}d", target.client_id.get(..22).unwrap_or("doctor")),
-        ..target.clone()
-    };
+    // Of another length than the publisher's, so never the same: the broker would end one of them.
+    let own = target.client_id.get(9..).unwrap_or(&target.client_id);
+    let away = Target { client_id: format!("away{own}"), ..target.clone() };
     let text = |error: ConnectError| error.to_string();
     let mut line = Line(away.open(true).await.map_err(text)?);
     let mut subscribe = Subscribe::new_many([Filter::new(topic.clone(), QoS::AtLeastOnce)], None);
